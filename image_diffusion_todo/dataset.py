@@ -1,0 +1,342 @@
+"""Folders of images as training data: AFHQ, drawn faces, or any set that lies like them (see `layout.py`).
+
+    python dataset.py                 # get AFHQ if it is not there, and make data/afhq/eval
+    python dataset.py --drawn 500     # no download: draw 500 training images of each kind
+
+Afterwards `data/afhq/eval` holds every validation image at 64x64, for `fid/measure_fid.py`.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from download import download_afhq
+from drawn_faces import write_drawn_set
+from image_cache import cached_pixels
+from images import fingerprint, list_images, read_image, resize
+from layout import SPLITS, find_root, is_drawn, is_writable
+from options import OneLineParser, integer_from
+
+EVAL_RESOLUTION = 64
+
+__all__ = [
+    "AFHQDataModule",
+    "AFHQDataset",
+    "get_data_iterator",
+    "is_drawn",
+    "make_eval_images",
+    "tensor_to_pil_image",
+    "to_tensor",
+]
+
+
+def tensor_to_pil_image(x: torch.Tensor, single_image: bool = False) -> list[Image.Image] | Image.Image:
+    """Images in [-1, 1] as pictures; values outside are cut off.
+
+    Args:
+        x: [B, C, H, W] or [C, H, W], with 3 channels (RGB) or 1 (grey), of any floating-point type on any device.
+        single_image: give one picture, the first, rather than a list. [C, H, W] always gives one.
+
+    Returns:
+        A list of B pictures, or one.
+
+    Raises:
+        ValueError: for another shape, or for values that are not numbers (a diverged model).
+    """
+    if x.ndim == 3:
+        x, single_image = x[None], True
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(f"images must be [B, C, H, W] or [C, H, W] with 1 or 3 channels, got shape {list(x.shape)}")
+    if x.isnan().any():
+        raise ValueError("images hold NaN")
+    x = ((x.detach().float() + 1) * 127.5).clamp(0, 255).round().byte()
+    images = [Image.fromarray(pixels) for pixels in x.permute(0, 2, 3, 1).squeeze(-1).cpu().numpy()]
+    return images[0] if single_image else images
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """Bytes 0..255 of any shape as float32 in [-1, 1]."""
+    return torch.from_numpy(pixels).float().div_(127.5).sub_(1)
+
+
+def get_data_iterator(iterable: Iterable[Any]) -> Iterator[Any]:
+    """Go through `iterable` again and again, without an end.
+
+    Unlike `itertools.cycle` it starts a new pass each time, so a shuffling loader shuffles anew.
+
+    Raises:
+        ValueError: when a pass gives nothing, which would otherwise loop for ever.
+    """
+    while True:
+        empty = True
+        for item in iterable:
+            empty = False
+            yield item
+        if empty:
+            raise ValueError("cannot iterate endlessly over an empty iterable")
+
+
+class AFHQDataset(Dataset):
+    """The images below `root/split/<class>/` as pairs `(image, label)`.
+
+    Images in folders inside a class's folder belong to the class; hidden files, and files that are not images by their
+    suffix, are passed over.
+
+    Args:
+        root: the data root; it holds the split.
+        split: "train" or "val".
+        transform: applied to each RGB picture; None gives the picture itself.
+        max_num_images_per_cat: take the first so many images of each class, in the order of their paths; -1 takes all.
+        label_offset: label of the first class. At 1, label 0 is left to mean "no class".
+
+    Attributes:
+        classes: names of the classes, sorted; class k has label `k + label_offset`.
+        num_classes: how many.
+        fnames, labels: path and label of each image.
+
+    Raises:
+        FileNotFoundError: when there is no such split.
+        ValueError: when the split has no classes or a class has no images; the message names the folder.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        split: str,
+        transform: Callable[[Image.Image], Any] | None = None,
+        max_num_images_per_cat: int = -1,
+        label_offset: int = 1,
+    ):
+        if max_num_images_per_cat < 1 and max_num_images_per_cat != -1:
+            raise ValueError(f"max_num_images_per_cat must be at least 1, or -1 for all, got {max_num_images_per_cat}")
+        self.root = Path(root)
+        self.split = split
+        self.transform = transform
+        folder = self.root / split
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no split {split!r} in {self.root}: {folder} is not a folder")
+        self.classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+        if not self.classes:
+            raise ValueError(f"{folder} must hold one folder of images a class, and it holds none")
+        self.num_classes = len(self.classes)
+
+        self.fnames: list[Path] = []
+        self.labels: list[int] = []
+        for label, name in enumerate(self.classes, start=label_offset):
+            files = list_images(folder / name)
+            if not files:
+                raise ValueError(f"{folder / name} holds no images")
+            if max_num_images_per_cat != -1:
+                files = files[:max_num_images_per_cat]
+            self.fnames += files
+            self.labels += [label] * len(files)
+
+    def __len__(self) -> int:
+        return len(self.fnames)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = read_image(self.fnames[index])
+        return image if self.transform is None else self.transform(image), self.labels[index]
+
+
+class _DecodedAFHQDataset(AFHQDataset):
+    """The same, resized, as float32 [3, R, R] in [-1, 1], from a memory-mapped file of bytes (see `image_cache.py`)."""
+
+    def __init__(
+        self, root: Path, split: str, resolution: int, max_num_images_per_cat: int = -1, label_offset: int = 1
+    ):
+        super().__init__(root, split, None, max_num_images_per_cat, label_offset)
+        name = split if max_num_images_per_cat == -1 else f"{split}-{max_num_images_per_cat}"
+        self.pixels = cached_pixels(self.fnames, self.root, resolution, name)  # [N, 3, R, R]
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return to_tensor(np.array(self.pixels[index])), self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int]]:
+        # The loader asks for a whole batch at once: one gather and one conversion.
+        images = to_tensor(self.pixels[indices])
+        return [(image, self.labels[index]) for image, index in zip(images, indices, strict=True)]
+
+
+class AFHQDataModule:
+    """Training and validation loaders; a data set that is not there is downloaded.
+
+    With the default transform the images are decoded once into a file of bytes, and batches come from there so quickly
+    that no worker processes are used.
+
+    Args:
+        root: the data root, which holds `train/` and `val/`, or the folder in which it is called `afhq`.
+        batch_size: images in a batch.
+        num_workers: processes that decode images for a `transform`.
+        max_num_images_per_cat: see `AFHQDataset`; holds for both splits.
+        image_resolution: height and width of the images, for the default transform.
+        label_offset: see `AFHQDataset`.
+        transform: from an RGB picture to a tensor; None resizes and gives float32 [3, R, R] in [-1, 1].
+
+    Attributes:
+        train_ds, val_ds: the two `AFHQDataset`s.
+        num_classes: how many classes both have.
+
+    Raises:
+        FileNotFoundError, ValueError: when there is only one split, when the two have different classes, or when an
+            image cannot be decoded; the message names it.
+        ConnectionError: when there are no data and they cannot be downloaded.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike = "data",
+        batch_size: int = 32,
+        num_workers: int = 4,
+        max_num_images_per_cat: int = 1000,
+        image_resolution: int = 64,
+        label_offset: int = 1,
+        transform: Callable[[Image.Image], torch.Tensor] | None = None,
+    ):
+        self.root = find_root(root)
+        self.batch_size = batch_size
+        self.num_workers = 0 if transform is None else num_workers
+        self.image_resolution = image_resolution
+        if not any((self.root / split).is_dir() for split in SPLITS):
+            download_afhq(self.root)
+
+        def load(split: str) -> AFHQDataset:
+            if transform is None:
+                return _DecodedAFHQDataset(self.root, split, image_resolution, max_num_images_per_cat, label_offset)
+            return AFHQDataset(self.root, split, transform, max_num_images_per_cat, label_offset)
+
+        self.train_ds, self.val_ds = load("train"), load("val")
+        if self.train_ds.classes != self.val_ds.classes:
+            raise ValueError(
+                f"{self.root}: the classes in train/ ({', '.join(self.train_ds.classes)}) "
+                f"are not those in val/ ({', '.join(self.val_ds.classes)})"
+            )
+        self.num_classes = self.train_ds.num_classes
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches, all full: images [batch_size, 3, R, R] and labels [batch_size].
+
+        Raises:
+            ValueError: when there are fewer images than one batch takes.
+        """
+        if len(self.train_ds) < self.batch_size:
+            raise ValueError(
+                f"{self.root / 'train'} gives {len(self.train_ds)} images, fewer than one batch of {self.batch_size}: "
+                "choose a smaller batch size"
+            )
+        return DataLoader(self.train_ds, self.batch_size, shuffle=True, drop_last=True, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> DataLoader:
+        """Batches in the order of the files; the last one may be shorter."""
+        return DataLoader(self.val_ds, self.batch_size, num_workers=self.num_workers)
+
+
+def make_eval_images(root: str | os.PathLike) -> tuple[int, int]:
+    """Bring `root/eval/` up to date: every validation image as a 64x64 PNG `<class>_<name>.png`, and nothing else.
+
+    Each PNG carries a fingerprint of the file that it was made from. So a second call finds nothing to do, and a later
+    one sees which validation images were changed, added or removed.
+
+    Returns:
+        How many images there are, and how many of them were made now.
+
+    Raises:
+        PermissionError: when the root is read-only.
+        ValueError: when a validation image is broken, or `eval/` holds something that this program did not put there.
+    """
+    root = Path(root)
+    sources = _eval_names(AFHQDataset(root, "val"))
+    if not is_writable(root):
+        raise PermissionError(f"{root} is read-only, so eval/ cannot be made there: copy the data set")
+    folder, temporary_folder = root / "eval", root / ".cache"
+    folder.mkdir(exist_ok=True)
+    temporary_folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        if path.name in sources or path.name.startswith("."):
+            continue
+        if _made_from(path) is None:
+            raise ValueError(
+                f"{path} is not a validation image, and the distance would be measured against it: move it"
+            )
+        path.unlink()
+
+    def update(name: str) -> bool:
+        source = sources[name]
+        origin = fingerprint([source], root, EVAL_RESOLUTION)
+        if _made_from(folder / name) == origin:
+            return False
+        info = PngImagePlugin.PngInfo()
+        info.add_text("Source", origin)
+        temporary = temporary_folder / f"{name}.tmp"  # not in eval/, where a killed run would leave it
+        resize(read_image(source), EVAL_RESOLUTION).save(temporary, format="PNG", pnginfo=info)
+        temporary.replace(folder / name)
+        return True
+
+    with ThreadPoolExecutor() as pool:
+        made = list(tqdm(pool.map(update, sources), desc="evaluation images", total=len(sources), unit="image"))
+    return len(sources), sum(made)
+
+
+def _eval_names(dataset: AFHQDataset) -> dict[str, Path]:
+    """A file name for each image, different even where letter case does not count."""
+    names: dict[str, Path] = {}
+    taken = set()
+    for file in dataset.fnames:
+        stem = name = "_".join(file.relative_to(dataset.root / dataset.split).with_suffix("").parts)
+        number = 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.lower())
+        names[f"{name}.png"] = file
+    return names
+
+
+def _made_from(path: Path) -> str | None:
+    """The fingerprint in an evaluation image, or None if this is no such file."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Source")
+    except (OSError, SyntaxError):
+        return None
+
+
+def main() -> None:
+    parser = OneLineParser(
+        description="Get the data and make the evaluation images.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data_root", type=Path, default="data/afhq", help="folder that holds, or shall hold, train/ and val/")
+    add("--drawn", type=integer_from(1), metavar="N", help="draw N training images a class instead of a download")
+    add("--seed", type=integer_from(0), default=0, help="of the drawn images")
+    args = parser.parse_args()
+
+    root = find_root(args.data_root)
+    if not root.is_dir():
+        root = args.data_root
+    try:
+        if args.drawn:
+            write_drawn_set(root, args.drawn, args.seed)
+        elif not any((root / split).is_dir() for split in SPLITS):
+            download_afhq(root)
+        train = AFHQDataset(root, "train")
+        total, made = make_eval_images(root)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    drawn = "drawn " if is_drawn(root) else ""
+    print(f"{root / 'train'}: {len(train)} {drawn}images of {', '.join(train.classes)}")
+    print(f"{root / 'eval'}: {total} {drawn}images, {made} made now")
+
+
+if __name__ == "__main__":
+    main()

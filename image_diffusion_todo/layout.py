@@ -1,0 +1,80 @@
+"""How a data set lies on the disk.
+
+    afhq/               the data root
+        train/cat/*.jpg     one folder a class, in both splits
+        val/cat/*.jpg
+        eval/cat_*.png      every validation image at 64x64, made by `python dataset.py`
+        DRAWN.txt           only where the images were drawn by `drawn_faces.py`
+        .cache/             decoded training images
+
+New data are put together in `afhq.partial/` beside the root and renamed when they are complete, so a root that has
+`train/` and `val/` is whole.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+SPLITS = ("train", "val")
+DRAWN_MARK = "DRAWN.txt"
+
+
+def has_data(root: str | os.PathLike) -> bool:
+    """Whether `root` holds both splits."""
+    return all(Path(root, split).is_dir() for split in SPLITS)
+
+
+def find_root(root: str | os.PathLike) -> Path:
+    """The data root that `root` means: itself, or the folder `afhq` in it. It need not be there yet."""
+    root = Path(root)
+    if root.name == "afhq" or any((root / split).is_dir() for split in SPLITS):
+        return root
+    return root / "afhq"
+
+
+def is_drawn(root: str | os.PathLike) -> bool:
+    """Whether the images in a data root, or in the folder `afhq` in it, were drawn by `drawn_faces.py`."""
+    return (find_root(root) / DRAWN_MARK).is_file()
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether to write below `folder`; one that is marked read-only is left alone even by an administrator."""
+    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
+
+
+def new_partial(root: Path) -> Path:
+    """An empty folder beside `root` to put data together in; what a killed run left there is removed."""
+    partial = root.with_name(root.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def check_free(root: Path) -> None:
+    """See that data can be put at `root` (an absolute path) without mixing with anything.
+
+    Raises:
+        PermissionError: when the folder that `root` would be in is read-only.
+        ValueError: when something is there already that is not drawn data; the message names it.
+    """
+    if root.is_dir():
+        ours = {DRAWN_MARK, *SPLITS, "eval", ".cache"} if is_drawn(root) else {".cache"}
+        others = sorted(path.name for path in root.iterdir() if path.name not in ours)
+        if others:
+            raise ValueError(
+                f"{root} already holds other things ({', '.join(others[:3])}): move them or choose another folder"
+            )
+    elif root.exists():
+        raise ValueError(f"{root} is a file, where a folder is wanted")
+    parent = next(folder for folder in root.parents if folder.exists())
+    if not is_writable(parent):
+        raise PermissionError(f"{parent} is read-only: choose another place for the data")
+
+
+def publish(partial: Path, root: Path) -> None:
+    """Make a complete folder the data root, in place of nothing or of drawn data (see `check_free`)."""
+    check_free(root)
+    if root.exists():
+        shutil.rmtree(root)
+    partial.rename(root)

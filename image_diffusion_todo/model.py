@@ -1,0 +1,259 @@
+"""DDPM on images: three losses of one shape, and sampling with or without a class.
+
+Training (DDPM, Algorithm 1) noises an image to a random x_t, asks the network, and compares its
+answer with what the predictor stands for:
+
+    "noise"   the noise in x_t (eq. 14)
+    "x0"      the clean image
+    "mean"    mu~_t(x_t, x_0), the mean of q(x_{t-1} | x_t, x_0) (eq. 7 and 8)
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from network import UNet
+from scheduler import PREDICTORS, DDPMScheduler, as_timesteps
+
+CHECKPOINT_FORMAT = "ddpm-image"
+CHECKPOINT_VERSION = 1
+
+
+class DiffusionModule(nn.Module):
+    """A network, a schedule, and what the network predicts.
+
+    Args:
+        network: called as network(x_t [B, 3, H, W], t [B]), with labels as network(x_t, t, class_label [B]).
+            None when a checkpoint is about to be loaded.
+        var_scheduler: the schedule; None likewise.
+        predictor: "noise", "x0" or "mean".
+
+    Raises:
+        ValueError: for an unknown predictor.
+    """
+
+    def __init__(self, network: nn.Module | None, var_scheduler: DDPMScheduler | None, predictor: str = "noise"):
+        super().__init__()
+        if predictor not in PREDICTORS:
+            raise ValueError(f"unknown predictor {predictor!r}: choose one of {', '.join(PREDICTORS)}")
+        self.network = network
+        self.var_scheduler = var_scheduler
+        self.predictor = predictor
+
+    @property
+    def device(self) -> torch.device:
+        """The device that network and schedule are on."""
+        return self.var_scheduler.betas.device
+
+    @property
+    def image_resolution(self) -> int:
+        """Height and width of the images that the network was built for."""
+        return self.network.image_resolution
+
+    # Training.
+
+    def get_loss(
+        self, x0: torch.Tensor, class_label: torch.Tensor | None = None, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The loss of this module's predictor: a scalar, the mean over batch and pixels.
+
+        Args:
+            x0: clean images [B, 3, H, W] in [-1, 1].
+            class_label: [B], 1 .. num_classes; None for an unconditional network.
+            noise: the noise to add [B, 3, H, W]; fresh noise if None.
+        """
+        return getattr(self, f"get_loss_{self.predictor}")(x0, class_label, noise)
+
+    def get_loss_noise(
+        self, x0: torch.Tensor, class_label: torch.Tensor | None = None, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """MSE against the noise in x_t (eq. 14)."""
+        x_t, t, noise = self._noised(x0, noise)
+        return F.mse_loss(self._ask(x_t, t, class_label), noise)
+
+    def get_loss_x0(
+        self, x0: torch.Tensor, class_label: torch.Tensor | None = None, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """MSE against the clean image."""
+        x_t, t, _ = self._noised(x0, noise)
+        return F.mse_loss(self._ask(x_t, t, class_label), x0)
+
+    def get_loss_mean(
+        self, x0: torch.Tensor, class_label: torch.Tensor | None = None, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """MSE against the posterior mean (eq. 7), which is eq. 8 without its weight."""
+        x_t, t, _ = self._noised(x0, noise)
+        return F.mse_loss(self._ask(x_t, t, class_label), self.var_scheduler.posterior_mean(x0, x_t, t))
+
+    def _noised(self, x0: torch.Tensor, noise: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x_t at random timesteps, these timesteps [B], and the noise in x_t."""
+        t = self.var_scheduler.uniform_sample_t(x0.shape[0], x0.device)
+        x_t, noise = self.var_scheduler.add_noise(x0, t, noise)
+        return x_t, t, noise
+
+    def _ask(self, x_t: torch.Tensor, t: torch.Tensor, class_label: torch.Tensor | None) -> torch.Tensor:
+        return self.network(x_t, t) if class_label is None else self.network(x_t, t, class_label)
+
+    # Sampling.
+
+    def sample(
+        self,
+        batch_size: int,
+        return_traj: bool = False,
+        class_label: torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+    ) -> torch.Tensor | list[torch.Tensor]:
+        """Images from noise in T steps (DDPM, Algorithm 2), in the network's present mode (see `eval`).
+
+        Args:
+            batch_size: B, how many images.
+            return_traj: also keep the way there, on the CPU.
+            class_label: [B], 0 .. num_classes; None for no class.
+            guidance_scale: see `reverse_process`.
+
+        Returns:
+            Images [B, 3, H, W], in [-1, 1] but for overshoot; with return_traj the list x_T ... x_0 of
+            T + 1 such tensors on the CPU.
+
+        Raises:
+            ValueError: for labels that do not exist, or guidance without labels.
+        """
+        traj = []
+        for x_t in self.reverse_process(batch_size, class_label, guidance_scale):
+            if return_traj:
+                traj.append(x_t.cpu())
+        return traj if return_traj else x_t
+
+    @torch.no_grad()
+    def reverse_process(
+        self, batch_size: int, class_label: torch.Tensor | None = None, guidance_scale: float = 1.0
+    ) -> Iterator[torch.Tensor]:
+        """The T + 1 stations of a reverse chain, one by one: noise x_T first, images x_0 last.
+
+        With labels, each step follows f_0 + s (f_c - f_0), where f_0 and f_c are the network's answers without
+        and with the class (Ho & Salimans, 2022, eq. 6, whose w is s - 1): s = 1 is the plain conditional
+        model, s = 0 the unconditional one, and more than 1 trades variety for likeness to the class. It
+        means the same for each predictor, since x0 and mean are linear in the noise.
+
+        Args:
+            batch_size: B.
+            class_label: [B], 0 .. num_classes; None for no class.
+            guidance_scale: s; anything but 1 needs labels.
+
+        Yields:
+            x_t [B, 3, H, W] on the module's device.
+
+        Raises:
+            ValueError: for labels that do not exist, or guidance without labels.
+        """
+        class_label = self._check_labels(batch_size, class_label, guidance_scale)
+        x_t = torch.randn(batch_size, 3, self.image_resolution, self.image_resolution, device=self.device)
+        yield x_t
+        for t in tqdm(self.var_scheduler.timesteps.tolist(), desc="sampling", leave=False):
+            timestep = as_timesteps(t, self.device).expand(batch_size)
+            if class_label is None or guidance_scale == 1:
+                net_out = self._ask(x_t, timestep, class_label)
+            else:
+                no_class = torch.zeros_like(class_label)
+                both = self._ask(
+                    torch.cat([x_t, x_t]), torch.cat([timestep, timestep]), torch.cat([no_class, class_label])
+                )
+                without, with_class = both.chunk(2)
+                net_out = without + guidance_scale * (with_class - without)
+            x_t = self.var_scheduler.step(x_t, t, net_out, self.predictor)
+            yield x_t
+
+    def _check_labels(
+        self, batch_size: int, class_label: torch.Tensor | None, guidance_scale: float
+    ) -> torch.Tensor | None:
+        if class_label is None:
+            if guidance_scale != 1:
+                raise ValueError(f"guidance_scale {guidance_scale} needs class_label")
+            return None
+        class_label = torch.as_tensor(class_label, device=self.device).long()
+        if class_label.shape != (batch_size,):
+            raise ValueError(f"class_label must have shape [{batch_size}], got {list(class_label.shape)}")
+        num_classes = getattr(self.network, "num_classes", None)
+        if num_classes and not ((class_label >= 0) & (class_label <= num_classes)).all():
+            raise ValueError(f"class_label must be in 0..{num_classes}, got {class_label.tolist()}")
+        return class_label
+
+    # Files.
+
+    def checkpoint(self) -> dict:
+        """All that is needed to build this module again, as plain numbers and tensors.
+
+        Raises:
+            TypeError: when the network is not a `UNet`, and so could not be rebuilt from numbers.
+        """
+        if not isinstance(self.network, UNet):
+            raise TypeError(f"only a UNet can be saved, not a {type(self.network).__name__}")
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "version": CHECKPOINT_VERSION,
+            "network": self.network.config,
+            "var_scheduler": self.var_scheduler.config,
+            "predictor": self.predictor,
+            "state_dict": self.network.state_dict(),
+        }
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write `checkpoint()` to a file.
+
+        Raises:
+            TypeError: see `checkpoint`.
+        """
+        torch.save(self.checkpoint(), path)
+
+    def load(self, path: str | os.PathLike) -> None:
+        """Replace network, schedule and predictor by those of a checkpoint, on the CPU.
+
+        Raises:
+            OSError: when the file is not there or cannot be read.
+            ValueError: when it is not a checkpoint of this program; the module stays as it was.
+        """
+        self.restore(read_checkpoint(path), path)
+
+    def restore(self, checkpoint: Mapping, path: str | os.PathLike) -> None:
+        """Become what a checkpoint says; `path` is named in errors.
+
+        Raises:
+            ValueError: when its parts do not fit together; the module stays as it was.
+        """
+        try:
+            network = UNet(**checkpoint["network"])
+            var_scheduler = DDPMScheduler(**checkpoint["var_scheduler"])
+            predictor = checkpoint["predictor"]
+            if predictor not in PREDICTORS:
+                raise ValueError(f"unknown predictor {predictor!r}")
+            network.load_state_dict(checkpoint["state_dict"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path}: what the checkpoint says of itself does not fit: {reason}") from error
+        self.network, self.var_scheduler, self.predictor = network, var_scheduler, predictor
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict:
+    """The contents of a checkpoint, on the CPU. Runs no code of the file.
+
+    Raises:
+        OSError: when the file is not there or cannot be read.
+        ValueError: when it is not a checkpoint of this program.
+    """
+    with Path(path).open("rb") as file:
+        try:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # on foreign bytes the reader fails in many ways, IndexError among them
+            raise ValueError(f"{path}: not a checkpoint of this program, or a damaged one") from error
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
+        raise ValueError(f"{path}: not a checkpoint of this program")
+    if checkpoint.get("version") != CHECKPOINT_VERSION:
+        raise ValueError(
+            f"{path}: checkpoint version {checkpoint.get('version')}, this program reads {CHECKPOINT_VERSION}"
+        )
+    return checkpoint

@@ -1,0 +1,142 @@
+"""The U-Net of DDPM (Ho et al., 2020, App. B): down to small and wide, up again, with shortcuts across."""
+
+import torch
+from torch import nn
+
+from module import DownSample, ResBlock, Swish, TimeEmbedding, UpSample, group_norm, small_init, usual_init
+
+
+class UNet(nn.Module):
+    """Noisy images and their timesteps -> a prediction of the same shape.
+
+    Level i works at 1 / 2^i of the image size with ch * ch_mult[i] channels. Each level has
+    num_res_blocks blocks on the way down and one more on the way up, which also sees what the way
+    down had at the same place.
+
+    Args:
+        T: number of diffusion steps (t is 0 .. T-1).
+        image_resolution: height and width of the images.
+        ch: channels of the first level, a multiple of 32.
+        ch_mult: channels of each level, in units of ch.
+        attn: the levels whose blocks end with self-attention; the middle always has one.
+        num_res_blocks: blocks of each level on the way down.
+        dropout: share of features zeroed in training.
+        use_cfg: take class labels, for classifier-free guidance (Ho & Salimans, 2022, arXiv:2207.12598).
+        cfg_dropout: share of labels replaced by 0, "no class", in training.
+        num_classes: labels are 1 .. num_classes; needed with use_cfg.
+
+    Raises:
+        ValueError: for sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        T: int = 1000,
+        image_resolution: int = 64,
+        ch: int = 128,
+        ch_mult: list[int] | tuple[int, ...] = (1, 2, 2, 2),
+        attn: list[int] | tuple[int, ...] = (1,),
+        num_res_blocks: int = 4,
+        dropout: float = 0.1,
+        use_cfg: bool = False,
+        cfg_dropout: float = 0.1,
+        num_classes: int | None = None,
+    ):
+        super().__init__()
+        # Plain numbers from which the same network can be built again; they travel in checkpoints.
+        self.config = {
+            "T": T,
+            "image_resolution": image_resolution,
+            "ch": ch,
+            "ch_mult": list(ch_mult),
+            "attn": list(attn),
+            "num_res_blocks": num_res_blocks,
+            "dropout": dropout,
+            "use_cfg": use_cfg,
+            "cfg_dropout": cfg_dropout,
+            "num_classes": num_classes,
+        }
+        smallest = 2 ** (len(ch_mult) - 1)
+        if image_resolution < smallest or image_resolution % smallest:
+            raise ValueError(
+                f"image_resolution {image_resolution} cannot be halved {len(ch_mult) - 1} times, once for each level "
+                f"after the first: choose a multiple of {smallest}"
+            )
+        if ch < 32 or ch % 32:
+            raise ValueError(f"ch must be a multiple of 32, so that it divides into normalisation groups, got {ch}")
+        if not set(attn) <= set(range(len(ch_mult))):
+            raise ValueError(f"attn names levels 0 to {len(ch_mult) - 1}, got {list(attn)}")
+        if use_cfg and not num_classes:
+            raise ValueError("use_cfg needs num_classes")
+        self.image_resolution = image_resolution
+        self.use_cfg, self.cfg_dropout, self.num_classes = use_cfg, cfg_dropout, num_classes
+
+        tdim = 4 * ch
+        self.time_embedding = TimeEmbedding(tdim)
+        if use_cfg:
+            self.class_embedding = nn.Embedding(num_classes + 1, tdim)
+
+        self.head = usual_init(nn.Conv2d(3, ch, 3, padding=1))
+
+        self.downblocks = nn.ModuleList()
+        now_ch, skip_chs = ch, [ch]
+        for level, mult in enumerate(ch_mult):
+            for _ in range(num_res_blocks):
+                self.downblocks.append(ResBlock(now_ch, ch * mult, tdim, dropout, attn=level in attn))
+                now_ch = ch * mult
+                skip_chs.append(now_ch)
+            if level != len(ch_mult) - 1:
+                self.downblocks.append(DownSample(now_ch))
+                skip_chs.append(now_ch)
+
+        self.middleblocks = nn.ModuleList(
+            [ResBlock(now_ch, now_ch, tdim, dropout, attn=True), ResBlock(now_ch, now_ch, tdim, dropout)]
+        )
+
+        self.upblocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(ch_mult))):
+            for _ in range(num_res_blocks + 1):
+                self.upblocks.append(ResBlock(now_ch + skip_chs.pop(), ch * mult, tdim, dropout, attn=level in attn))
+                now_ch = ch * mult
+            if level != 0:
+                self.upblocks.append(UpSample(now_ch))
+
+        self.tail = nn.Sequential(group_norm(now_ch), Swish(), small_init(nn.Conv2d(now_ch, 3, 3, padding=1)))
+
+    def forward(
+        self, x: torch.Tensor, timestep: int | torch.Tensor, class_label: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Predict noise, x_0 or mean, whichever the network is trained for.
+
+        Args:
+            x: noisy images [B, 3, H, W].
+            timestep: t [B], or one t for the whole batch.
+            class_label: [B] in 0 .. num_classes, 0 for "no class"; only with use_cfg.
+
+        Raises:
+            ValueError: for labels that the network was not built for.
+        """
+        temb = self.time_embedding(timestep)
+        if self.use_cfg:
+            temb = temb + self._embed_class(class_label, x)
+        elif class_label is not None:
+            raise ValueError("this network was built without use_cfg and takes no class_label")
+
+        h = self.head(x)
+        skips = [h]
+        for block in self.downblocks:
+            h = block(h, temb) if isinstance(block, ResBlock) else block(h)
+            skips.append(h)
+        for block in self.middleblocks:
+            h = block(h, temb)
+        for block in self.upblocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), temb) if isinstance(block, ResBlock) else block(h)
+        return self.tail(h)
+
+    def _embed_class(self, class_label: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+        if class_label is None:
+            class_label = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+        if self.training:
+            dropped = torch.rand(x.shape[0], device=x.device) < self.cfg_dropout
+            class_label = class_label.masked_fill(dropped, 0)
+        return self.class_embedding(class_label)

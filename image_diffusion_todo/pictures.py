@@ -1,0 +1,77 @@
+"""Pictures of images and of the way to them.
+
+python pictures.py samples/linear --out linear.png      # the first 64 images of a folder in one
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.utils import make_grid
+
+from images import list_images, read_image
+from options import OneLineParser, integer_from, writable_file
+
+
+def to_picture(images: torch.Tensor, per_row: int) -> Image.Image:
+    """Images [B, 3, H, W] in [-1, 1] (cut off beyond), side by side in rows, with thin gaps."""
+    grid = make_grid(images.clamp(-1, 1), nrow=per_row, padding=2, pad_value=1.0)
+    return Image.fromarray(grid.add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def follow(chain: Iterator[torch.Tensor], num_steps: int, num_frames: int = 10) -> torch.Tensor:
+    """Run a reverse chain and keep evenly spaced stations of it.
+
+    Args:
+        chain: x_T ... x_0, `num_steps` + 1 tensors [B, 3, H, W].
+        num_steps: T.
+        num_frames: how many to keep, noise first, images last (fewer if the chain is shorter).
+
+    Returns:
+        [frames, B, 3, H, W] on the CPU.
+    """
+    wanted = set(torch.linspace(0, num_steps, num_frames).round().long().tolist())
+    return torch.stack([x_t.cpu() for i, x_t in enumerate(chain) if i in wanted])
+
+
+def trajectory_picture(frames: Sequence[torch.Tensor] | torch.Tensor) -> Image.Image:
+    """Stations [frames, B, 3, H, W] as a picture: a row for each image, time from left to right."""
+    frames = torch.as_tensor(frames)
+    return to_picture(frames.transpose(0, 1).flatten(0, 1), per_row=len(frames))
+
+
+def contact_sheet(folder: Path, count: int, per_row: int) -> Image.Image:
+    """The first `count` images of a folder, in the order of their numbers or names, side by side.
+
+    Raises:
+        ValueError: when the folder holds no images, a broken one, or images of different sizes.
+    """
+    files = sorted(list_images(folder), key=lambda path: (len(path.stem), path.stem))[:count]
+    if not files:
+        raise ValueError(f"{folder} holds no images")
+    images = [read_image(path) for path in files]
+    if len({image.size for image in images}) > 1:
+        raise ValueError(f"{folder} holds images of different sizes")
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))  # [N, H, W, 3]
+    return to_picture(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1, per_row)
+
+
+def main() -> None:
+    """The program."""
+    parser = OneLineParser(description="The images of a folder side by side in one picture.")
+    parser.add_argument("folder", type=Path, help="folder of images, all of one size")
+    parser.add_argument("--out", type=writable_file, required=True, metavar="FILE", help="picture to write")
+    parser.add_argument("--count", type=integer_from(1), default=64, metavar="N", help="how many (default: 64)")
+    parser.add_argument("--per_row", type=integer_from(1), default=8, metavar="N", help="in a row (default: 8)")
+    args = parser.parse_args()
+    try:
+        contact_sheet(args.folder, args.count, args.per_row).save(args.out)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()

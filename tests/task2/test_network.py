@@ -1,0 +1,160 @@
+import copy
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from module import AttnBlock, DownSample, ResBlock, Swish, TimeEmbedding, UpSample
+from network import UNet
+from oracles import awake
+
+SMALL = {"image_resolution": 16, "ch": 32, "ch_mult": [1, 2], "attn": [1], "num_res_blocks": 1}
+
+
+def number_of_parameters(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+def test_default_network_has_the_size_of_the_lab():
+    with torch.device("meta"):
+        net = UNet()
+        assert number_of_parameters(net) == 58_753_283
+        with FlopCounterMode(display=False) as counter:
+            net(torch.empty(1, 3, 64, 64), torch.empty(1))
+    assert counter.get_total_flops() / 1e9 == pytest.approx(89.4, abs=0.05)
+
+
+def test_attention_stands_at_level_1_and_in_the_middle():
+    with torch.device("meta"):
+        net = UNet()
+    with_attention = [
+        (name.split(".")[0], block.block1[2].out_channels)
+        for name, block in net.named_modules()
+        if isinstance(block, ResBlock) and isinstance(block.attn, AttnBlock)
+    ]
+    assert with_attention == [("downblocks", 256)] * 4 + [("middleblocks", 256)] + [("upblocks", 256)] * 5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"ch_mult": [1]}, {"ch_mult": [1, 1, 2]}, {"attn": []}, {"attn": [0, 1]}, {"num_res_blocks": 2}, {"ch": 64}],
+)
+def test_output_has_the_shape_of_the_input(changes):
+    changes = changes | ({"attn": [0]} if changes.get("ch_mult") == [1] else {})
+    net = UNet(**SMALL | changes)
+    assert net(torch.randn(2, 3, 16, 16), torch.tensor([0, 999])).shape == (2, 3, 16, 16)
+    assert net.image_resolution == 16
+
+
+def test_every_parameter_gets_a_finite_gradient():
+    net = UNet(**SMALL, dropout=0.0, use_cfg=True, num_classes=2, cfg_dropout=0.0)
+    x, t, label = torch.randn(4, 3, 16, 16), torch.tensor([0, 10, 500, 999]), torch.tensor([1, 2, 1, 0])
+    (net(x, t, label) - torch.randn_like(x)).square().mean().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        # A bias before softmax over keys shifts all scores alike, and so has no effect.
+        if not name.endswith("proj_k.bias"):
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_the_answer_is_nearly_0_at_the_start():
+    net = UNet(**SMALL).eval()
+    assert net(torch.randn(2, 3, 16, 16), torch.tensor([3, 4])).abs().max() < 1e-2
+
+
+def test_time_changes_the_answer_and_every_form_of_t_is_taken():
+    net = awake(UNet(**SMALL)).eval()
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        reference = net(x, torch.tensor([7, 7]))
+        assert not torch.allclose(net(x, torch.tensor([70, 70])), reference, atol=1e-3)
+        for t in (7, torch.tensor(7), torch.tensor([7]), torch.tensor([[7], [7]]), torch.tensor([7.0, 7.0])):
+            assert torch.allclose(net(x, t), reference, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [32, 64, 96, 128, 384])
+def test_time_is_heard_at_every_width(channels):
+    """With one channel a group, normalisation would take the time out of the block again."""
+    block = awake(ResBlock(channels, channels, 16, dropout=0.0))
+    x = torch.randn(1, channels, 4, 4)
+    early, late = block(x, torch.randn(1, 16)), block(x, torch.randn(1, 16))
+    assert (early - late).abs().mean() > 1e-2
+
+
+def test_default_width_has_ddpms_32_groups():
+    assert {m.num_groups for m in UNet(**SMALL | {"ch": 128}).modules() if isinstance(m, torch.nn.GroupNorm)} == {32}
+
+
+def test_config_builds_the_same_network():
+    net = UNet(**SMALL, use_cfg=True, num_classes=3).eval()
+    twin = UNet(**net.config).eval()
+    twin.load_state_dict(net.state_dict())
+    x, t = torch.randn(1, 3, 16, 16), torch.tensor([5])
+    assert torch.equal(net(x, t), twin(x, t))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image_resolution": 17}, "17 cannot be halved 1 times.*multiple of 2"),
+        ({"image_resolution": 20, "ch_mult": [1, 1, 1, 1]}, "20 cannot be halved 3 times.*multiple of 8"),
+        ({"ch": 48}, "multiple of 32.*got 48"),
+        ({"attn": [2]}, r"attn names levels 0 to 1, got \[2\]"),
+        ({"use_cfg": True}, "use_cfg needs num_classes"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(changes, words):
+    with pytest.raises(ValueError, match=words):
+        UNet(**SMALL | changes)
+
+
+def test_labels_need_a_conditional_network():
+    with pytest.raises(ValueError, match="without use_cfg"):
+        UNet(**SMALL)(torch.randn(1, 3, 16, 16), torch.tensor([1]), torch.tensor([1]))
+
+
+def test_labels_are_left_out_at_random_in_training_only():
+    net = UNet(**SMALL, use_cfg=True, num_classes=2, cfg_dropout=0.3)
+    seen = []
+    net.class_embedding.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    x, label = torch.zeros(4000, 3, 1, 1), torch.full((4000,), 2)
+    net._embed_class(label, x)
+    assert (seen[-1] == 0).float().mean().item() == pytest.approx(0.3, abs=5 * (0.21 / 4000) ** 0.5)
+    assert set(seen[-1].tolist()) == {0, 2}
+    net.eval()
+    net._embed_class(label, x)
+    assert torch.equal(seen[-1], label)
+    net._embed_class(None, x)
+    assert torch.equal(seen[-1], torch.zeros(4000, dtype=torch.long))
+
+
+def test_attention_is_softmax_attention():
+    block = AttnBlock(32)
+    torch.nn.init.normal_(block.proj.weight, std=0.2)
+    x = torch.randn(2, 32, 4, 5)
+    h = block.group_norm(x)
+    q, k, v = (p(h).flatten(2) for p in (block.proj_q, block.proj_k, block.proj_v))  # [B, C, HW]
+    weights = torch.softmax(q.transpose(1, 2) @ k / 32**0.5, dim=-1)  # [B, HW, HW]
+    expected = x + block.proj((v @ weights.transpose(1, 2)).reshape(x.shape))
+    assert torch.allclose(block(x), expected, atol=1e-5)
+
+
+def test_small_blocks():
+    x = torch.randn(2, 32, 8, 8)
+    assert torch.allclose(Swish()(x), x * torch.sigmoid(x), atol=1e-6)
+    assert DownSample(32)(x).shape == (2, 32, 4, 4)
+    assert UpSample(32)(x).shape == (2, 32, 16, 16)
+    assert TimeEmbedding(64)(torch.tensor([1, 2])).shape == (2, 64)
+    block = ResBlock(32, 64, 128, dropout=0.5, attn=True)
+    assert block(x, torch.randn(2, 128)).shape == (2, 64, 8, 8)
+    identity = ResBlock(32, 32, 128, dropout=0.0)
+    assert torch.allclose(identity(x, torch.randn(2, 128)), x, atol=1e-3)
+
+
+def test_dropout_works_in_training_only():
+    block = copy.deepcopy(ResBlock(32, 32, 16, dropout=0.5))
+    torch.nn.init.normal_(block.block2[-1].weight)
+    x, temb = torch.randn(2, 32, 4, 4), torch.randn(2, 16)
+    assert not torch.equal(block(x, temb), block(x, temb))
+    block.eval()
+    assert torch.equal(block(x, temb), block(x, temb))
