@@ -10,8 +10,8 @@ BIN    := $(abspath $(VENV))/bin
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-demo: $(VENV)/.installed  ## train on the Swiss roll and draw what happens (about half a minute)
-	cd 2d_plot_diffusion_todo && $(BIN)/python ddpm_tutorial.py
+demo: $(VENV)/.installed  ## both tasks in small: the Swiss roll, then drawn animal faces (minutes)
+	$(BIN)/python report/demo.py
 
 test: $(VENV)/.installed-dev  ## run the tests
 	$(BIN)/python -m pytest

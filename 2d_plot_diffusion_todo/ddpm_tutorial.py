@@ -181,9 +181,9 @@ keep(fig, "reverse_chain")
 # ## How good are they?
 #
 # Below, samples lie over target points. The Chamfer distance says in a number how well: for each
-# point the squared distance to the nearest point of the other set, summed both ways. It grows with stray samples (far from any target) and with gaps (targets that no
-# sample comes near). Two sets of 2048 *true* points are about 0.4 apart, so that is the floor;
-# below 20 is what the lab asks for.
+# point the squared distance to the nearest point of the other set, summed both ways. It grows with
+# stray samples (far from any target) and with gaps (targets that no sample comes near). Two sets of
+# 2048 *true* points are about 0.4 apart, so that is the floor; below 20 is what the lab asks for.
 
 # %%
 distance = chamfer_distance(samples, target_ds[: config["num_eval_points"]])

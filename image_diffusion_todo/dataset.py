@@ -240,11 +240,11 @@ class AFHQDataModule:
         return DataLoader(self.val_ds, self.batch_size, num_workers=self.num_workers)
 
 
-def make_eval_images(root: str | os.PathLike) -> tuple[int, int]:
-    """Bring `root/eval/` up to date: every validation image as a 64x64 PNG `<class>_<name>.png`, and nothing else.
+def make_eval_images(root: str | os.PathLike, resolution: int = EVAL_RESOLUTION) -> tuple[int, int]:
+    """Bring `root/eval/` up to date: every validation image as a small PNG `<class>_<name>.png`, and nothing else.
 
     Each PNG carries a fingerprint of the file that it was made from. So a second call finds nothing to do, and a later
-    one sees which validation images were changed, added or removed.
+    one sees which validation images were changed, added or removed, or are wanted at another resolution.
 
     Returns:
         How many images there are, and how many of them were made now.
@@ -271,13 +271,13 @@ def make_eval_images(root: str | os.PathLike) -> tuple[int, int]:
 
     def update(name: str) -> bool:
         source = sources[name]
-        origin = fingerprint([source], root, EVAL_RESOLUTION)
+        origin = fingerprint([source], root, resolution)
         if _made_from(folder / name) == origin:
             return False
         info = PngImagePlugin.PngInfo()
         info.add_text("Source", origin)
         temporary = temporary_folder / f"{name}.tmp"  # not in eval/, where a killed run would leave it
-        resize(read_image(source), EVAL_RESOLUTION).save(temporary, format="PNG", pnginfo=info)
+        resize(read_image(source), resolution).save(temporary, format="PNG", pnginfo=info)
         temporary.replace(folder / name)
         return True
 
@@ -319,6 +319,7 @@ def main() -> None:
     add("--data_root", type=Path, default="data/afhq", help="folder that holds, or shall hold, train/ and val/")
     add("--drawn", type=integer_from(1), metavar="N", help="draw N training images a class instead of a download")
     add("--seed", type=integer_from(0), default=0, help="of the drawn images")
+    add("--image_resolution", type=integer_from(1), default=EVAL_RESOLUTION, help="of eval/: that of the model")
     args = parser.parse_args()
 
     root = find_root(args.data_root)
@@ -330,7 +331,7 @@ def main() -> None:
         elif not any((root / split).is_dir() for split in SPLITS):
             download_afhq(root)
         train = AFHQDataset(root, "train")
-        total, made = make_eval_images(root)
+        total, made = make_eval_images(root, args.image_resolution)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     drawn = "drawn " if is_drawn(root) else ""

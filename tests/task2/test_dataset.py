@@ -20,6 +20,7 @@ from dataset import (
     tensor_to_pil_image,
     to_tensor,
 )
+from drawn_faces import write_drawn_set
 from images import read_image, resize
 
 
@@ -533,3 +534,11 @@ def test_what_goes_wrong_is_one_line_and_code_2(arguments, words, tmp_path, monk
     assert message.startswith("dataset.py: error: ") and words in message
     assert all("image" in bar for bar in bars if bar)
     assert out == ""
+
+
+def test_evaluation_images_follow_the_wanted_resolution(tmp_path):
+    write_drawn_set(tmp_path / "afhq", 2)
+    assert make_eval_images(tmp_path / "afhq") == (3, 3)
+    assert make_eval_images(tmp_path / "afhq", resolution=16) == (3, 3)
+    assert {Image.open(path).size for path in (tmp_path / "afhq" / "eval").iterdir()} == {(16, 16)}
+    assert make_eval_images(tmp_path / "afhq", resolution=16) == (3, 0)
