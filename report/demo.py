@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ROLL, FACES = ROOT / "2d_plot_diffusion_todo", ROOT / "image_diffusion_todo"
 DEMO = FACES / "results" / "demo"
 
-# A network of a million weights on 32x32 faces: minutes on a CPU, where the lab's own takes hours on a GPU.
+# A network of a million weights on 32x32 faces: minutes on a CPU, where the lab's own takes hours on a GPU. The x0
+# predictor is the one that shows faces after so few steps; the noise predictor needs more, and then draws sharper.
 SMALL = "--image_resolution 32 --ch 32 --ch_mult 1 2 2 --attn 2 --num_res_blocks 1 --dropout 0 --hflip"
 STEPS = "--num_diffusion_train_timesteps 200 --train_num_steps 1000 --warmup_steps 50 --log_interval 500"
 
@@ -36,7 +37,7 @@ def main() -> None:
     shutil.rmtree(DEMO, ignore_errors=True)
     before = set(FACES.glob("results/*/*/*"))
     run(FACES, "dataset.py --data_root data/drawn --drawn 300 --image_resolution 32")
-    run(FACES, f"train.py --data_root data/drawn --mode cosine --predictor noise {SMALL} {STEPS}")
+    run(FACES, f"train.py --data_root data/drawn --mode cosine --predictor x0 {SMALL} {STEPS}")
     (trained,) = set(FACES.glob("results/*/*/*")) - before
     ckpt = (trained / "last.ckpt").relative_to(FACES)
     run(FACES, f"sampling.py --ckpt_path {ckpt} --save_dir results/demo/samples --num_samples 64")
