@@ -13,10 +13,15 @@
 
 # %%
 import argparse
+import os
 import sys
 from pathlib import Path
 
 import matplotlib
+
+# PyTorch's threads otherwise spin while they wait, and on a machine that is busy with other work that makes these
+# small tensors a hundred times slower. Only read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 IN_NOTEBOOK = "ipykernel" in sys.modules
 if not IN_NOTEBOOK:

@@ -36,7 +36,6 @@ from options import OneLineParser, choose_device, integer_from, number_between
 from pictures import follow, trajectory_picture
 from scheduler import MODES, PREDICTORS, DDPMScheduler
 
-LEARNING_RATE = 2e-4
 STATS_EVERY = 50  # steps that share a row of stats.csv; their losses are read from the device at once
 MAY_CHANGE = {"train_num_steps", "log_interval", "device", "gpu"}  # on --resume
 
@@ -60,6 +59,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("data_root", "data/afhq", "folder that holds train/ and val/, a folder for each class", metavar="DIR")
     add("batch_size", 16, "images a step", type=integer_from(1), metavar="N")
     add("train_num_steps", 100_000, "gradient steps", type=integer_from(1), metavar="N")
+    add("learning_rate", 2e-4, "of Adam, after the warm-up", type=number_between(0, 1), metavar="LR")
     add("warmup_steps", 200, "steps over which the learning rate rises", type=integer_from(0), metavar="N")
     add("log_interval", 2000, "steps between pictures and checkpoints", type=integer_from(1), metavar="N")
     add("max_num_images_per_cat", 3000, "images of each class, -1 for all", type=integer_from(-1), metavar="N")
@@ -149,7 +149,7 @@ class Trainer:
         schedule = DDPMScheduler(args.num_diffusion_train_timesteps, args.beta_1, args.beta_T, args.mode)
         self.ddpm = DiffusionModule(network, schedule, args.predictor).to(device)
         self.ema = EMA(self.ddpm.network, args.ema_decay)
-        self.optimizer = torch.optim.Adam(self.ddpm.network.parameters(), lr=LEARNING_RATE)
+        self.optimizer = torch.optim.Adam(self.ddpm.network.parameters(), lr=args.learning_rate)
         self.step = 0
         self.stats: list[dict] = []  # rows of stats.csv
         self.recent: list[torch.Tensor] = []  # losses since the last row, still on the device
@@ -165,7 +165,7 @@ class Trainer:
             mirrored = torch.rand(len(images), 1, 1, 1, device=self.device) < 0.5
             images = torch.where(mirrored, images.flip(3), images)
 
-        rate = LEARNING_RATE * min(1.0, (self.step + 1) / max(1, self.args.warmup_steps))
+        rate = self.args.learning_rate * min(1.0, (self.step + 1) / max(1, self.args.warmup_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self.ddpm.get_loss(images, labels)
