@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-BIN    := $(abspath $(VENV))/bin
+PY     := $(VENV)/bin/python
 
 # Threads that wait shall sleep, not spin: on a busy machine, spinning makes small tensors a hundred times slower.
 export OMP_WAIT_POLICY ?= passive
@@ -11,24 +11,24 @@ export OMP_WAIT_POLICY ?= passive
 .PHONY: help demo test test-all lint format clean
 
 help:  ## list the commands
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed  ## both tasks in small: the Swiss roll, then drawn animal faces (minutes)
-	$(BIN)/python report/demo.py
+	$(PY) report/demo.py
 
 test: $(VENV)/.installed-dev  ## run the tests
-	$(BIN)/python -m pytest
+	$(PY) -m pytest
 
 test-all: $(VENV)/.installed-dev  ## run the tests, the slow ones too
-	$(BIN)/python -m pytest -m ''
+	$(PY) -m pytest -m ''
 
 lint: $(VENV)/.installed-dev  ## check style and formatting
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 format: $(VENV)/.installed-dev  ## mend style and formatting
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
 
 clean:  ## remove the environment and caches; results stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
@@ -37,9 +37,9 @@ clean:  ## remove the environment and caches; results stay
 $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@

@@ -1,8 +1,7 @@
 """Two-dimensional toy distributions, kept in memory as one tensor.
 
-Every set is a cloud of points of about the same size as two standard Gaussians laid
-side by side: large enough that the end of the diffusion (a standard Gaussian) has to
-be reached by really destroying it, small enough to fit one plot.
+The shapes have a standard deviation of about 2, twice that of the noise that the diffusion ends in; the
+two Gaussians have 1.
 """
 
 from collections.abc import Callable, Iterable, Iterator

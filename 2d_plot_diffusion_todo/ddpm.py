@@ -16,8 +16,9 @@ to tell it:
     x_{t-1} ~ N( 1/sqrt(alpha_t) (x_t - beta_t / sqrt(1 - alpha-bar_t) eps_theta),      DDPM eq. 11
                  (1 - alpha-bar_{t-1}) / (1 - alpha-bar_t) beta_t I )                   DDPM eq. 7
 
-Timesteps count from 0 as in code, where the paper counts from 1: t = 0 is the first step
-after clean data, so alpha-bar "before step 0" is 1 and the last reverse step adds no noise.
+Timesteps count from 0 as in code, where the paper counts from 1. So timestep 0 is the first noisy
+level, x_0 in the formulas is the clean data before it, alpha-bar "before step 0" is 1, and the last
+reverse step, at t = 0, adds no noise.
 """
 
 import math
@@ -30,27 +31,11 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from network import SimpleNet
+from network import SimpleNet, as_timesteps
 
 MODES = ("linear", "quad", "cosine")
 CHECKPOINT_FORMAT = "ddpm-2d"
 CHECKPOINT_VERSION = 1
-
-
-def as_timesteps(t: int | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Timesteps in any usual form -> int64 tensor [B], or [1] where one t serves the whole batch.
-
-    Args:
-        t: an int, or a tensor [], [B] or [B, 1], of an integer type or a float one of whole numbers.
-        device: where the result is wanted.
-
-    Raises:
-        ValueError: for a timestep that is not a whole number.
-    """
-    t = torch.as_tensor(t, device=device)
-    if t.is_floating_point() and not torch.equal(t, t.round()):
-        raise ValueError("timesteps must be whole numbers")
-    return t.long().reshape(-1)
 
 
 def extract(input: torch.Tensor, t: int | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -84,8 +69,8 @@ class BaseScheduler(nn.Module):
         beta_T: last beta of the linear and quad modes.
         mode: "linear": beta from beta_1 to beta_T (DDPM, Sec. 4);
             "quad": the same for sqrt(beta);
-            "cosine": alpha-bar(u) = cos^2((u + s) / (1 + s) pi/2), s = 0.008, u = t/T, with beta
-            capped at 0.999 (Nichol & Dhariwal, 2021, arXiv:2102.09672, eq. 17).
+            "cosine": alpha-bar = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) pi/2), s = 0.008, for u from
+            0 to 1, with beta capped at 0.999 (Nichol & Dhariwal, 2021, arXiv:2102.09672, eq. 17).
 
     Buffers, all float32 [T]:
         betas, alphas, alphas_cumprod: beta_t, alpha_t, alpha-bar_t.
@@ -150,10 +135,17 @@ class DiffusionModule(nn.Module):
         network: eps_theta, called as network(x_t [B, ...], t [B] or [1]) -> predicted noise [B, ...].
             None when a checkpoint is about to be loaded.
         var_scheduler: the schedule; None likewise.
+
+    Raises:
+        ValueError: when a `SimpleNet` was built for fewer timesteps than the schedule has.
     """
 
     def __init__(self, network: nn.Module | None, var_scheduler: BaseScheduler | None):
         super().__init__()
+        if isinstance(network, SimpleNet) and var_scheduler is not None:
+            known, T = network.config["num_timesteps"], var_scheduler.num_train_timesteps
+            if known < T:
+                raise ValueError(f"the network knows {known} timesteps, the schedule has {T}")
         self.network = network
         self.var_scheduler = var_scheduler
 
@@ -256,7 +248,7 @@ class DiffusionModule(nn.Module):
     def ddim_p_sample(
         self, xt: torch.Tensor, t: int | torch.Tensor, t_prev: int | torch.Tensor, eta: float = 0.0
     ) -> torch.Tensor:
-        """One reverse step x_t -> x_{t_prev} that may skip timesteps, DDIM eq. 12 and 16.
+        """One reverse step x_t -> x_{t_prev} that may skip timesteps (DDIM paper, eq. 12 and 16).
 
         Args:
             xt: points at timestep t [B, ...].
@@ -266,8 +258,15 @@ class DiffusionModule(nn.Module):
 
         Returns:
             Points at timestep t_prev [B, ...].
+
+        Raises:
+            ValueError: for eta not in [0, 1], or t_prev not less than t.
         """
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must be in [0, 1], got {eta}")
         t, t_prev = as_timesteps(t, xt.device), as_timesteps(t_prev, xt.device)
+        if not (t_prev < t).all():
+            raise ValueError("t_prev must be less than t")
         alpha_bar_t = extract(self.var_scheduler.alphas_cumprod, t, xt)
         one_minus_alpha_bar_t = extract(self.var_scheduler.one_minus_alphas_cumprod, t, xt)
         # The "prev" buffers hold t_prev at entry t_prev + 1, so that -1 has a place.
@@ -276,9 +275,9 @@ class DiffusionModule(nn.Module):
 
         eps = self.network(xt, t)
         x0_pred = (xt - one_minus_alpha_bar_t.sqrt() * eps) / alpha_bar_t.sqrt()
+        # The last factor is good to 5e-4 of itself in float32 near t = 0, and only sets how much fresh noise there is.
         variance = eta**2 * one_minus_alpha_bar_prev / one_minus_alpha_bar_t * (1 - alpha_bar_t / alpha_bar_prev)
-        # Where eta is 1 the difference below may come out as -1e-9.
-        direction = (one_minus_alpha_bar_prev - variance).clamp(min=0).sqrt() * eps
+        direction = (one_minus_alpha_bar_prev - variance).sqrt() * eps
         x_prev = alpha_bar_prev.sqrt() * x0_pred + direction
         if eta > 0:
             x_prev = x_prev + variance.sqrt() * torch.randn_like(xt)
@@ -304,8 +303,6 @@ class DiffusionModule(nn.Module):
         T = self.var_scheduler.num_train_timesteps
         if not 1 <= num_inference_timesteps <= T:
             raise ValueError(f"num_inference_timesteps must be in 1..{T}, got {num_inference_timesteps}")
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must be in [0, 1], got {eta}")
         timesteps = torch.linspace(T - 1, -1, num_inference_timesteps + 1).round().long().tolist()
         xt = torch.randn(shape, device=self.device)
         for t, t_prev in pairwise(timesteps):
@@ -332,7 +329,9 @@ class DiffusionModule(nn.Module):
         torch.save(checkpoint, path)
 
     def load(self, path: str | os.PathLike) -> None:
-        """Replace network and schedule by those of a checkpoint, on the CPU. Runs no code of the file.
+        """Replace network and schedule by those of a checkpoint. Runs no code of the file.
+
+        They come to the device that the module was on, or to the CPU where it was empty.
 
         Raises:
             OSError: when the file is not there or cannot be read.
@@ -345,7 +344,7 @@ class DiffusionModule(nn.Module):
                 raise ValueError(f"{path}: not a checkpoint of this program, or a damaged one") from error
         if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
             raise ValueError(f"{path}: not a checkpoint of this program")
-        if checkpoint.get("version") != CHECKPOINT_VERSION:
+        if str(checkpoint.get("version")) != str(CHECKPOINT_VERSION):
             raise ValueError(
                 f"{path}: checkpoint version {checkpoint.get('version')}, this program reads {CHECKPOINT_VERSION}"
             )
@@ -353,7 +352,10 @@ class DiffusionModule(nn.Module):
             network = SimpleNet(**checkpoint["network"])
             var_scheduler = BaseScheduler(**checkpoint["var_scheduler"])
             network.load_state_dict(checkpoint["state_dict"])
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            loaded = DiffusionModule(network, var_scheduler)
+        except Exception as error:  # plain data of any kind may stand where numbers should
             reason = " ".join(str(error).split())
             raise ValueError(f"{path}: what the checkpoint says of itself does not fit: {reason}") from error
-        self.network, self.var_scheduler = network, var_scheduler
+        if self.var_scheduler is not None:
+            loaded.to(self.device)
+        self.network, self.var_scheduler = loaded.network, loaded.var_scheduler

@@ -69,13 +69,15 @@ config = {
 num_vis_particles = config["num_vis_particles"]
 pictures: list[Path] = []
 
-plt.rcParams |= {
-    "figure.dpi": 110,
-    "savefig.bbox": "tight",
-    "font.size": 11,
-    "axes.titlesize": 13,
-    "image.cmap": "viridis",
-}
+plt.rcParams.update(
+    {
+        "figure.dpi": 110,
+        "savefig.bbox": "tight",
+        "font.size": 11,
+        "axes.titlesize": 13,
+        "image.cmap": "viridis",
+    }
+)
 BLUE, ORANGE = "#2a6fbb", "#e07b28"
 
 
@@ -188,7 +190,7 @@ keep(fig, "reverse_chain")
 # Below, samples lie over target points. The Chamfer distance says in a number how well: for each
 # point the squared distance to the nearest point of the other set, summed both ways. It grows with
 # stray samples (far from any target) and with gaps (targets that no sample comes near). Two sets of
-# 2048 *true* points are about 0.4 apart, so that is the floor; below 20 is what the lab asks for.
+# 2048 target points are about 0.4 apart, so that is the floor; below 20 is what the lab asks for.
 
 # %%
 distance = chamfer_distance(samples, target_ds[: config["num_eval_points"]])

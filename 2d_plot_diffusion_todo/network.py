@@ -4,7 +4,24 @@ import math
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+
+
+def as_timesteps(t: int | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Timesteps in any usual form -> int64 tensor [B], or [1] where one t serves the whole batch.
+
+    Args:
+        t: an int, or a tensor [], [B] or [B, 1], of an integer type or a float one of whole numbers.
+        device: where the result is wanted.
+
+    Raises:
+        ValueError: for a timestep that is not a whole number.
+    """
+    t = torch.as_tensor(t, device=device)
+    if t.is_floating_point() and not torch.equal(t, t.round()):
+        raise ValueError("timesteps must be whole numbers")
+    return t.long().reshape(-1)
 
 
 class TimeEmbedding(nn.Module):
@@ -61,8 +78,8 @@ class TimeLinear(nn.Module):
 
     def forward(self, x: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
         """x: [B, dim_in], t: [B] in 0..T-1 (or one t for the whole batch) -> [B, dim_out]."""
-        t = torch.as_tensor(t, device=x.device).long().reshape(-1)
-        return self.time_embedding.mlp(self.sinusoids[t]) * self.fc(x)
+        sinusoids = F.embedding(as_timesteps(t, x.device), self.sinusoids)  # a look-up that refuses t outside 0..T-1
+        return self.time_embedding.mlp(sinusoids) * self.fc(x)
 
 
 class SimpleNet(nn.Module):
@@ -90,8 +107,8 @@ class SimpleNet(nn.Module):
         widths = [dim_in, *dim_hids, dim_out]
         self.layers = nn.ModuleList(TimeLinear(a, b, num_timesteps) for a, b in pairwise(widths))
         self.activation = nn.SiLU()
-        # A feature silu(w x + b) bends around w x = -b. PyTorch's default puts these bends within about 1
-        # of the origin and makes them as wide as the whole cloud; the data reach out to 4 and have finer detail.
+        # A feature silu(w x + b) bends around w x = -b. With PyTorch's initial weights these bends are near the
+        # origin and as wide as the whole cloud. Now they reach twice as far out and are half as wide.
         with torch.no_grad():
             self.layers[0].fc.weight.mul_(2)
             self.layers[0].fc.bias.mul_(4)

@@ -8,13 +8,16 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse without the page of usage in front of each complaint (`--help` has it)."""
+    """argparse without the page of usage in front of each complaint (`--help` has it), and without abbreviations."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")

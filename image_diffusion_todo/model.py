@@ -211,7 +211,9 @@ class DiffusionModule(nn.Module):
         torch.save(self.checkpoint(), path)
 
     def load(self, path: str | os.PathLike) -> None:
-        """Replace network, schedule and predictor by those of a checkpoint, on the CPU.
+        """Replace network, schedule and predictor by those of a checkpoint.
+
+        They come to the device that the module was on, or to the CPU where it was empty.
 
         Raises:
             OSError: when the file is not there or cannot be read.
@@ -232,9 +234,11 @@ class DiffusionModule(nn.Module):
             if predictor not in PREDICTORS:
                 raise ValueError(f"unknown predictor {predictor!r}")
             network.load_state_dict(checkpoint["state_dict"])
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except Exception as error:  # plain data of any kind may stand where numbers should
             reason = " ".join(str(error).split())
             raise ValueError(f"{path}: what the checkpoint says of itself does not fit: {reason}") from error
+        if self.var_scheduler is not None:
+            network, var_scheduler = network.to(self.device), var_scheduler.to(self.device)
         self.network, self.var_scheduler, self.predictor = network, var_scheduler, predictor
 
 
@@ -252,7 +256,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
             raise ValueError(f"{path}: not a checkpoint of this program, or a damaged one") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
         raise ValueError(f"{path}: not a checkpoint of this program")
-    if checkpoint.get("version") != CHECKPOINT_VERSION:
+    if str(checkpoint.get("version")) != str(CHECKPOINT_VERSION):
         raise ValueError(
             f"{path}: checkpoint version {checkpoint.get('version')}, this program reads {CHECKPOINT_VERSION}"
         )

@@ -16,8 +16,8 @@ It is not known, so a network predicts one of three things, and each leads to a 
     "x0"       x_0, put into eq. 7
     "noise"    eps, from which eq. 11: (x_t - beta_t / sqrt(1 - alpha-bar_t) eps) / sqrt(alpha_t)
 
-A reverse step adds noise to that mean, except the last one. Timesteps count from 0: t = 0 is the
-first step after clean data, and alpha-bar before it is 1.
+A reverse step adds noise to that mean, except the last one. Timesteps count from 0, where the paper
+counts from 1: timestep 0 is the first noisy level, x_0 the clean image before it, and alpha-bar there is 1.
 """
 
 import math
@@ -77,8 +77,8 @@ class BaseScheduler(nn.Module):
         beta_T: last beta of the linear and quad modes.
         mode: "linear": beta from beta_1 to beta_T (DDPM, Sec. 4);
             "quad": the same for sqrt(beta);
-            "cosine": alpha-bar(u) = cos^2((u + s) / (1 + s) pi/2), s = 0.008, u = t/T, with beta
-            capped at 0.999 (Nichol & Dhariwal, 2021, arXiv:2102.09672, eq. 17).
+            "cosine": alpha-bar = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) pi/2), s = 0.008, for u from
+            0 to 1, with beta capped at 0.999 (Nichol & Dhariwal, 2021, arXiv:2102.09672, eq. 17).
 
     Buffers, float32 [T]:
         betas, alphas, alphas_cumprod: beta_t, alpha_t = 1 - beta_t, alpha-bar_t.

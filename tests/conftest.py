@@ -9,13 +9,17 @@ the same task. A test file therefore says `from ddpm import DiffusionModule`, li
 folder, and the order of the tests does not matter.
 """
 
+import os
 import re
 import runpy
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # see the Makefile; only read when torch is imported
 
 import matplotlib
 import numpy as np
@@ -78,7 +82,7 @@ def program(task_folder, tmp_path, monkeypatch, capsys):
     """Run a program of the task's folder as `__main__`, with `tmp_path` as the working directory.
 
     In this process, since importing PyTorch anew takes seconds. Gives what a subprocess would: returncode,
-    stdout, stderr (without the progress bars).
+    stdout, stderr (without the progress bars). A warning is an error.
     """
     monkeypatch.chdir(tmp_path)
 
@@ -87,7 +91,9 @@ def program(task_folder, tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         code = 0
         try:
-            runpy.run_path(str(task_folder / name), run_name="__main__")
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                runpy.run_path(str(task_folder / name), run_name="__main__")
         except SystemExit as stop:
             code = stop.code or 0
         said = capsys.readouterr()

@@ -42,6 +42,11 @@ def test_takes_tensors_of_any_width_and_type():
     assert isinstance(chamfer_distance(S1, S2), float)
 
 
+def test_counts_in_float64_whatever_comes_in():
+    many = torch.full((5000, 1), 0.1)
+    assert chamfer_distance(many, torch.zeros(1, 1)) == pytest.approx(5001 * float(many[0]) ** 2, rel=1e-12)
+
+
 def test_a_hundred_thousand_points_a_side():
     S1, S2 = np.random.randn(100_000, 2), np.random.randn(100_000, 2)
     # A matrix of all pairs would take 80 GB. The nearest of N points is about 1/N away, squared.

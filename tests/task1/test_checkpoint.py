@@ -109,7 +109,11 @@ def test_other_programs_checkpoints_are_refused(tmp_path, other):
     ("change", "words"),
     [
         (lambda c: c.update(version=2), "checkpoint version 2, this program reads 1"),
+        (lambda c: c.update(version=torch.zeros(2)), "this program reads 1"),
         (lambda c: c.pop("network"), "does not fit"),
+        (lambda c: c["network"].update(num_timesteps=10), "does not fit"),
+        (lambda c: c["var_scheduler"].update(num_train_timesteps=31), "knows 30 timesteps, the schedule has 31"),
+        (lambda c: c["var_scheduler"].update(num_train_timesteps=2**70), "does not fit"),
         (lambda c: c["network"].update(dim_hids=[16, 9]), "does not fit"),
         (lambda c: c["network"].update(wings=2), "does not fit"),
         (lambda c: c["var_scheduler"].update(mode="sigmoid"), "does not fit: unknown mode 'sigmoid'"),

@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import make_moons, make_s_curve, make_swiss_roll
 
 from dataset import DATASETS, TwoDimDataClass, get_data_iterator, load_twodim, normalize
 
@@ -48,6 +49,20 @@ def test_normalised_sets_have_mean_0_and_deviation_2(name):
     points = load_twodim(5000, name).double()
     assert points.mean().item() == pytest.approx(0.0, abs=1e-5)
     assert points.std(correction=0).item() == pytest.approx(2.0, rel=1e-5)
+
+
+def test_shapes_are_scikit_learns():
+    make = {
+        "swiss_roll": lambda n: make_swiss_roll(n, noise=0.0, hole=True)[0][:, [0, 2]],
+        "scurve": lambda n: make_s_curve(n, noise=0.0)[0][:, [0, 2]],
+        "moon": lambda n: make_moons(n, noise=0.0)[0],
+    }
+    for name, points in make.items():
+        np.random.seed(3)
+        expected = points(500)
+        expected = (expected - expected.mean()) / expected.std() * 2
+        np.random.seed(3)
+        np.testing.assert_allclose(load_twodim(500, name).numpy(), expected, atol=1e-6, err_msg=name)
 
 
 def test_circle_has_two_rings():

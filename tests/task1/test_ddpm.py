@@ -282,6 +282,31 @@ def test_ddim_chain_with_noise_has_the_variance_of_the_data(scheduler):
     assert x.var().item() == pytest.approx(s**2, rel=0.1)
 
 
+def test_eta_reaches_every_step_of_the_ddim_chain():
+    ddpm = DiffusionModule(SimpleNet(2, 2, [16], 100), BaseScheduler(100))
+    torch.manual_seed(4)
+    x = ddpm.ddim_p_sample_loop((5, 2), 4, eta=0.7)
+    torch.manual_seed(4)
+    expected = torch.randn(5, 2)
+    for t, t_prev in pairwise([99, 74, 49, 24, -1]):
+        expected = ddpm.ddim_p_sample(expected, t, t_prev, 0.7)
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize(
+    ("t", "t_prev", "eta", "words"),
+    [(3, 7, 0.0, "t_prev must be less"), (3, 3, 1.0, "t_prev must be less"), (3, 2, 2.0, "eta"), (3, 2, -1.0, "eta")],
+)
+def test_bad_ddim_steps_are_named(t, t_prev, eta, words):
+    with pytest.raises(ValueError, match=words):
+        DiffusionModule(Says(torch.zeros(2, 2)), BaseScheduler(20)).ddim_p_sample(torch.zeros(2, 2), t, t_prev, eta)
+
+
+def test_a_network_of_fewer_timesteps_than_the_schedule_is_refused():
+    with pytest.raises(ValueError, match="the network knows 5 timesteps, the schedule has 10"):
+        DiffusionModule(SimpleNet(2, 2, [4], 5), BaseScheduler(10))
+
+
 def test_trajectory_runs_from_noise_to_the_samples():
     ddpm = DiffusionModule(SimpleNet(2, 2, [8], 20), BaseScheduler(20))
     torch.manual_seed(5)

@@ -64,6 +64,30 @@ def test_one_t_serves_the_whole_batch():
     assert torch.allclose(net(x, torch.tensor([3])), net(x, torch.full((5,), 3)), atol=1e-6)
 
 
+def test_network_takes_every_form_of_t():
+    net = SimpleNet(2, 2, [16], 1000)
+    x = torch.randn(2, 2)
+    reference = net(x, torch.tensor([7, 7]))
+    for t in (torch.tensor([[7], [7]]), torch.tensor([7.0, 7.0]), torch.tensor([[7.0], [7.0]]), 7, torch.tensor(7)):
+        assert torch.allclose(net(x, t), reference, atol=1e-6)
+
+
+@pytest.mark.parametrize(("t", "error"), [(-1, IndexError), (1000, IndexError), (2.7, ValueError)])
+def test_network_refuses_timesteps_that_are_none(t, error):
+    with pytest.raises(error):
+        SimpleNet(2, 2, [16], 1000)(torch.randn(2, 2), torch.tensor([t, t]))
+
+
+def test_defaults_of_the_contract():
+    assert TimeEmbedding(8).mlp[0].in_features == 256
+
+
+def test_first_layer_bends_twice_as_far_out_as_by_default():
+    layer = SimpleNet(2, 2, [5000], 10).layers[0].fc
+    assert layer.weight.abs().max().item() == pytest.approx(2 / 2**0.5, rel=1e-2)
+    assert layer.bias.abs().max().item() == pytest.approx(4 / 2**0.5, rel=1e-2)
+
+
 def test_config_builds_the_same_network():
     net = SimpleNet(2, 2, (16, 8), 50)
     twin = SimpleNet(**net.config)

@@ -1,10 +1,14 @@
 """Training and the tutorial as their users run them."""
 
 import math
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 
+import chamferdist
 from chamferdist import chamfer_distance
 from dataset import DATASETS, TwoDimDataClass, get_data_iterator
 from ddpm import BaseScheduler, DiffusionModule
@@ -30,7 +34,7 @@ def test_a_short_training_lowers_the_loss_and_the_distance():
 
 
 @pytest.mark.parametrize("decay", [True, False])
-def test_learning_rate_falls_only_when_asked_to(decay, monkeypatch):
+def test_learning_rate_falls_unless_told_otherwise(decay, monkeypatch):
     rates = []
 
     class Adam(torch.optim.Adam):
@@ -40,19 +44,43 @@ def test_learning_rate_falls_only_when_asked_to(decay, monkeypatch):
 
     monkeypatch.setattr(torch.optim, "Adam", Adam)
     ddpm = DiffusionModule(SimpleNet(2, 2, [4], 10), BaseScheduler(10))
-    train(ddpm, get_data_iterator([torch.zeros(8, 2)]), num_iterations=10, learning_rate=0.1, decay=decay)
+    train(
+        ddpm,
+        get_data_iterator([torch.zeros(8, 2)]),
+        num_iterations=10,
+        learning_rate=0.1,
+        **{} if decay else {"decay": False},
+    )
     expected = [0.05 * (1 + math.cos(math.pi * i / 10)) for i in range(10)] if decay else [0.1] * 10
     assert rates == pytest.approx(expected)
 
 
-def test_tutorial_makes_every_picture_and_prints_the_distance(program, tmp_path):
+def test_tutorial_makes_every_picture_and_prints_the_distance(program, tmp_path, monkeypatch):
     out = tmp_path / "a folder" / "results"
+    strip, measured = [], []
+    q_sample = DiffusionModule.q_sample
+
+    def spied_q_sample(self, x0, t, noise=None):
+        strip.append((len(x0), t))
+        return q_sample(self, x0, t, noise)
+
+    def spied_chamfer_distance(S1, S2):
+        measured.append((S1, S2))
+        return chamfer_distance(S1, S2)
+
+    monkeypatch.setattr(DiffusionModule, "q_sample", spied_q_sample)
+    monkeypatch.setattr(chamferdist, "chamfer_distance", spied_chamfer_distance)
     run = program("ddpm_tutorial.py", "--num_iterations", 60, "--out", out, "--seed", 3)
     assert run.returncode == 0, run.stderr
     files = sorted(path.name for path in out.iterdir())
     assert files == sorted([f"swiss_roll_{name}.png" for name in PICTURES] + ["swiss_roll.ckpt"])
     assert all((out / name).stat().st_size > 5000 for name in files)
-    assert run.stderr == ""  # no warnings
+    # The strip: 500 points at t = 0, 50, ..., 450. The score: 2048 samples against the first 2048 of the target.
+    assert [(n, int(t.unique())) for n, t in strip[:10]] == [(500, t) for t in range(0, 500, 50)]
+    ((samples, target),) = measured
+    np.random.seed(3)
+    assert samples.shape == (2048, 2)
+    assert torch.equal(target, TwoDimDataClass("swiss_roll", 1_000_000, 128)[:2048])
 
     last = run.stdout.strip().splitlines()[-1]
     assert last.startswith("DDPM Chamfer Distance: ")
@@ -64,14 +92,27 @@ def test_tutorial_makes_every_picture_and_prints_the_distance(program, tmp_path)
     assert again.network.config["dim_hids"] == [128, 128, 128]
 
 
-def test_the_seed_decides_everything(program, tmp_path):
+def test_the_seed_decides_everything(program, task_folder, tmp_path):
     runs = [
         program(
             "ddpm_tutorial.py", "--num_iterations", 20, "--out", tmp_path, "--dataset", "moon", "--seed", seed
         ).stdout
-        for seed in (1, 1, 2)
+        for seed in (1, 2)
     ]
-    assert runs[0] == runs[1] != runs[2]
+    assert runs[0] != runs[1]
+    # Once more as its users start it, in a process of its own.
+    command = [
+        sys.executable,
+        "ddpm_tutorial.py",
+        "--num_iterations",
+        "20",
+        "--out",
+        str(tmp_path),
+        "--dataset",
+        "moon",
+    ]
+    again = subprocess.run([*command, "--seed", "1"], cwd=task_folder, capture_output=True, text=True, check=True)
+    assert again.stdout == runs[0]
 
 
 @pytest.mark.slow
@@ -80,7 +121,7 @@ def test_tutorial_learns_every_data_set(program, tmp_path, name):
     run = program("ddpm_tutorial.py", "--num_iterations", 2000, "--out", tmp_path, "--dataset", name)
     assert run.returncode == 0, run.stderr
     distance = float(run.stdout.strip().rsplit(": ", 1)[1])
-    # Two true samples of the area-filling sets are 30 to 60 apart, those of curves below 1.
+    # Two true samples of the area-filling sets are 20 to 30 apart, those of curves below 1.
     assert distance < (150 if name.startswith(("gaussian", "checker")) else 30)
 
 
