@@ -5,9 +5,6 @@ PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 
-# Threads that wait shall sleep, not spin: on a busy machine, spinning makes small tensors a hundred times slower.
-export OMP_WAIT_POLICY ?= passive
-
 .PHONY: help demo test test-all lint format clean
 
 help:  ## list the commands

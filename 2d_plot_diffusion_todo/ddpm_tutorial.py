@@ -13,15 +13,10 @@
 
 # %%
 import argparse
-import os
 import sys
 from pathlib import Path
 
 import matplotlib
-
-# PyTorch's threads otherwise spin while they wait, and on a machine that is busy with other work that makes these
-# small tensors a hundred times slower. Only read when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 IN_NOTEBOOK = "ipykernel" in sys.modules
 if not IN_NOTEBOOK:
@@ -51,6 +46,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 args = parse_arguments()
+torch.set_num_threads(1)  # for tensors this small, more gain little, and on a busy machine they wait for each other
 np.random.seed(args.seed)
 torch.manual_seed(args.seed)
 

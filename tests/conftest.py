@@ -9,7 +9,6 @@ the same task. A test file therefore says `from ddpm import DiffusionModule`, li
 folder, and the order of the tests does not matter.
 """
 
-import os
 import re
 import runpy
 import sys
@@ -19,14 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # see the Makefile; only read when torch is imported
-
 import matplotlib
 import numpy as np
 import pytest
 import torch
 
 matplotlib.use("Agg")
+torch.set_num_threads(1)  # the tests' tensors are small: more threads would only wait for each other
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"task1": ROOT / "2d_plot_diffusion_todo", "task2": ROOT / "image_diffusion_todo"}
