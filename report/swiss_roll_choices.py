@@ -36,6 +36,7 @@ from chamferdist import chamfer_distance
 from dataset import TwoDimDataClass, get_data_iterator
 from ddpm import BaseScheduler, DiffusionModule
 from network import SimpleNet, TimeLinear
+from options import OneLineParser, integer_from
 from training import train
 
 # The choices that the code makes, in the order in which the ladder adds them.
@@ -154,9 +155,11 @@ def as_markdown(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 of each variant (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side (default: %(default)s)")
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--seeds", type=integer_from(1), default=3, help="seeds 0 to N-1 of each variant (default: %(default)s)"
+    )
+    parser.add_argument("--jobs", type=integer_from(1), default=2, help="runs side by side (default: %(default)s)")
     args = parser.parse_args()
 
     rows = read_table()
