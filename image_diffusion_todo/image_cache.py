@@ -3,8 +3,6 @@
 Decoding 15,000 JPEGs of 512x512 takes a minute or two; reading a batch of them from this file takes a millisecond.
 """
 
-import hashlib
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from images import fingerprint, read_image, resize
-from layout import is_writable
+from layout import cache_places
 
 
 def cached_pixels(files: Sequence[Path], root: Path, resolution: int, name: str) -> np.ndarray:
@@ -42,7 +40,7 @@ def cached_pixels(files: Sequence[Path], root: Path, resolution: int, name: str)
     shape = (len(files), 3, resolution, resolution)
     name = f"{name}-{resolution}px"
     file_name = f"{name}-{fingerprint(files, root, resolution)}.npy"
-    folders = _places_for(root)
+    folders = cache_places(root)
     for folder in [root / ".cache", *folders]:  # a read-only root may have come with its cache
         with suppress(OSError, ValueError):  # absent, or cut short by a disk error: decode anew
             pixels = np.load(folder / file_name, mmap_mode="r")
@@ -76,14 +74,6 @@ def cached_pixels(files: Sequence[Path], root: Path, resolution: int, name: str)
 
 def _decode(path: Path, resolution: int) -> np.ndarray:
     return np.asarray(resize(read_image(path), resolution)).transpose(2, 0, 1)
-
-
-def _places_for(root: Path) -> list[Path]:
-    places = [root / ".cache"] if is_writable(root) else []
-    with suppress(RuntimeError):  # a user without a home
-        users_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        places.append(users_cache / "image_diffusion" / hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16])
-    return places
 
 
 def _temporary_file(folders: Sequence[Path]) -> BinaryIO:

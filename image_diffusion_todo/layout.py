@@ -11,8 +11,10 @@ New data are put together in `afhq.partial/` beside the root and renamed when th
 `train/` and `val/` is whole.
 """
 
+import hashlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 SPLITS = ("train", "val")
@@ -40,6 +42,15 @@ def is_drawn(root: str | os.PathLike) -> bool:
 def is_writable(folder: Path) -> bool:
     """Whether to write below `folder`; one that is marked read-only is left alone even by an administrator."""
     return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
+
+
+def cache_places(root: Path) -> list[Path]:
+    """Folders for what can be computed again from `root`: its `.cache/` unless that is read-only, then the user's."""
+    places = [root / ".cache"] if is_writable(root) else []
+    with suppress(RuntimeError):  # a user without a home
+        users_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        places.append(users_cache / "image_diffusion" / hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16])
+    return places
 
 
 def new_partial(root: Path) -> Path:

@@ -42,6 +42,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from images import fingerprint, list_images, read_image
+from layout import cache_places
 from options import OneLineParser, device, integer_from, writable_file
 
 WIDTHS = tuple(InceptionV3.BLOCK_INDEX_BY_DIM)  # 64, 192, 768, 2048
@@ -243,10 +244,8 @@ def _cache_files(folder: Path, dims: int, other: Path) -> list[Path]:
     `other` is the folder to compare with. If it holds both, "beside" would be inside of it.
     """
     folder, other = folder.resolve(), other.resolve()
-    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "image_diffusion"
-    users /= hashlib.sha256(os.fsencode(folder.parent)).hexdigest()[:16]
-    beside = folder.parent / ".cache"
-    return [place / f"{folder.name}-fid-{dims}.npz" for place in (beside, users) if not place.is_relative_to(other)]
+    places = [place for place in cache_places(folder.parent) if not place.is_relative_to(other)]
+    return [place / f"{folder.name}-fid-{dims}.npz" for place in places]
 
 
 def _read_cache(files: Sequence[Path], key: str) -> Statistics | None:

@@ -6,6 +6,7 @@ from torch import nn
 
 from ddpm import BaseScheduler, DiffusionModule
 from network import SimpleNet
+from oracles import Harmful
 
 
 @pytest.fixture
@@ -54,16 +55,6 @@ def test_a_network_that_numbers_cannot_rebuild_is_not_saved(tmp_path):
     with pytest.raises(TypeError, match="not a Linear"):
         DiffusionModule(nn.Linear(2, 2), BaseScheduler(10)).save(tmp_path / "model.ckpt")
     assert not list(tmp_path.iterdir())
-
-
-class Harmful:
-    """Unpickling it would touch a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
 
 
 def unchanged_after_refusal(path, words):

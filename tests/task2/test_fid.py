@@ -24,6 +24,7 @@ from scipy import linalg
 
 from fid import measure_fid
 from fid.measure_fid import feature_statistics, features_of_folder, frechet_distance, load_inception, main, measure
+from oracles import Harmful
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 
@@ -345,16 +346,6 @@ def test_a_download_with_another_checksum_is_not_kept(serve):
     assert not list(path.parent.iterdir())
 
 
-class Harmful:
-    """Unpickling it would make a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
 @pytest.mark.parametrize("kind", ["nothing", "text", "code", "pickled code", "cut", "other weights"])
 def test_a_weights_file_of_another_kind_is_refused(kind, folders, empty_home, inception_home, tmp_path, capsys):
     empty_home.parent.mkdir(parents=True)
@@ -548,3 +539,14 @@ def test_help_names_the_widths(capsys):
         main(["--help"])
     assert exit.value.code == 0
     assert "{64,192,768,2048}" in capsys.readouterr().out
+
+
+def test_a_read_only_folder_is_left_alone_even_by_an_administrator(tmp_path):
+    real = tmp_path / "real"
+    real.mkdir()
+    tmp_path.chmod(0o555)
+    try:
+        (place,) = measure_fid._cache_files(real, 64, tmp_path / "other")
+    finally:
+        tmp_path.chmod(0o755)
+    assert not place.is_relative_to(tmp_path / ".cache")

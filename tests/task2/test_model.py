@@ -8,7 +8,7 @@ from torch import nn
 
 from model import DiffusionModule, read_checkpoint
 from network import UNet
-from oracles import Ideal, Says, awake, eq_7, max_difference, moments_of_ancestral_chain
+from oracles import Harmful, Ideal, Says, awake, eq_7, max_difference, moments_of_ancestral_chain
 from scheduler import MODES, PREDICTORS, DDPMScheduler
 
 SMALL = {"image_resolution": 8, "ch": 32, "ch_mult": [1], "attn": [], "num_res_blocks": 1, "dropout": 0.0}
@@ -212,16 +212,6 @@ def test_an_empty_module_becomes_the_saved_one(saved):
     assert again.image_resolution == 8
     again.eval()
     assert torch.equal(sample(again, 2), sample(ddpm, 2))
-
-
-class Harmful:
-    """Unpickling it would touch a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
 
 
 def test_code_in_a_file_does_not_run(tmp_path):
