@@ -3,7 +3,7 @@
 python pictures.py samples/linear --out linear.png      # the first 64 images of a folder in one
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +36,8 @@ def follow(chain: Iterator[torch.Tensor], num_steps: int, num_frames: int = 10) 
     return torch.stack([x_t.cpu() for i, x_t in enumerate(chain) if i in wanted])
 
 
-def trajectory_picture(frames: Sequence[torch.Tensor] | torch.Tensor) -> Image.Image:
+def trajectory_picture(frames: torch.Tensor) -> Image.Image:
     """Stations [frames, B, 3, H, W] as a picture: a row for each image, time from left to right."""
-    frames = torch.as_tensor(frames)
     return to_picture(frames.transpose(0, 1).flatten(0, 1), per_row=len(frames))
 
 

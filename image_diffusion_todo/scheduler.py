@@ -118,14 +118,15 @@ class BaseScheduler(nn.Module):
             raise ValueError(f"unknown mode {mode!r}: choose one of {', '.join(MODES)}")
 
         alphas_cumprod = (1 - betas).cumprod(0)
+        alphas_cumprod_prev = F.pad(alphas_cumprod[:-1], (1, 0), value=1.0)
         self._keep(
             betas=betas,
             alphas=1 - betas,
             alphas_cumprod=alphas_cumprod,
-            alphas_cumprod_prev=F.pad(alphas_cumprod[:-1], (1, 0), value=1.0),
+            alphas_cumprod_prev=alphas_cumprod_prev,
             sqrt_one_minus_alphas_cumprod=(1 - alphas_cumprod).sqrt(),
         )
-        self._float64 = betas, alphas_cumprod  # for what a subclass derives
+        self._float64 = betas, alphas_cumprod, alphas_cumprod_prev  # for what a subclass derives
 
     def _keep(self, **values: torch.Tensor) -> None:
         """Register float32 buffers; not in the state dict, since `config` says it all."""
@@ -165,8 +166,7 @@ class DDPMScheduler(BaseScheduler):
     ):
         super().__init__(num_train_timesteps, beta_1, beta_T, mode)
         self.config["sigma_type"] = sigma_type
-        betas, alphas_cumprod = self._float64
-        prev = F.pad(alphas_cumprod[:-1], (1, 0), value=1.0)
+        betas, alphas_cumprod, prev = self._float64
         if sigma_type == "small":
             variance = (1 - prev) / (1 - alphas_cumprod) * betas
         elif sigma_type == "large":

@@ -321,7 +321,8 @@ def train(args: argparse.Namespace) -> None:
         facts = {"drawn_faces": is_drawn(args.data_root), "num_classes": data.num_classes, "torch": torch.__version__}
         config = {name: value for name, value in vars(args).items() if name != "resume"} | facts
         (trainer.folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    print(f"{trainer.folder}: {len(data.train_ds)} images, {data.num_classes} classes, on {device}")
+    drawn = "drawn " if is_drawn(args.data_root) else ""
+    print(f"{trainer.folder}: {len(data.train_ds)} {drawn}images, {data.num_classes} classes, on {device}")
 
     def record() -> None:
         trainer.draw()

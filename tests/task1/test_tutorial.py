@@ -77,10 +77,12 @@ def test_tutorial_makes_every_picture_and_prints_the_distance(program, tmp_path,
     assert all((out / name).stat().st_size > 5000 for name in files)
     # The strip: 500 points at t = 0, 50, ..., 450. The score: 2048 samples against the first 2048 of the target.
     assert [(n, int(t.unique())) for n, t in strip[:10]] == [(500, t) for t in range(0, 500, 50)]
-    ((samples, target),) = measured
+    (samples, target), (more_target, same_target) = measured
     np.random.seed(3)
     assert samples.shape == (2048, 2)
-    assert torch.equal(target, TwoDimDataClass("swiss_roll", 1_000_000, 128)[:2048])
+    points = TwoDimDataClass("swiss_roll", 1_000_000, 128)
+    assert torch.equal(target, points[:2048])
+    assert torch.equal(torch.cat([same_target, more_target]), points[:4096])
 
     last = run.stdout.strip().splitlines()[-1]
     assert last.startswith("DDPM Chamfer Distance: ")
