@@ -10,6 +10,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from drawn_faces import write_drawn_set
 from image_cache import cached_pixels
 from images import fingerprint, list_images, read_image, resize
 from layout import SPLITS, find_root, is_drawn, is_writable
-from options import OneLineParser, integer_from
+from options import OneLineParser, errors_in_one_line, integer_from
 
 EVAL_RESOLUTION = 64
 
@@ -149,14 +150,48 @@ class AFHQDataset(Dataset):
 
 
 class _DecodedAFHQDataset(AFHQDataset):
-    """The same, resized, as float32 [3, R, R] in [-1, 1], from a memory-mapped file of bytes (see `image_cache.py`)."""
+    """The same, resized, as float32 [3, R, R] in [-1, 1], from a memory-mapped file of bytes (see `image_cache.py`).
+
+    Attributes:
+        pixels: uint8 [N, 3, R, R]; decoded when first asked for.
+        left_out: what is wrong with each image that `skip_broken` left out; known, like the length, after `decode`.
+    """
 
     def __init__(
-        self, root: Path, split: str, resolution: int, max_num_images_per_cat: int = -1, label_offset: int = 1
+        self,
+        root: Path,
+        split: str,
+        resolution: int,
+        max_num_images_per_cat: int = -1,
+        label_offset: int = 1,
+        skip_broken: bool = False,
     ):
         super().__init__(root, split, None, max_num_images_per_cat, label_offset)
-        name = split if max_num_images_per_cat == -1 else f"{split}-{max_num_images_per_cat}"
-        self.pixels = cached_pixels(self.fnames, self.root, resolution, name)  # [N, 3, R, R]
+        self.resolution = resolution
+        self.cache_name = split if max_num_images_per_cat == -1 else f"{split}-{max_num_images_per_cat}"
+        self.skip_broken = skip_broken
+        self.left_out: list[str] = []
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        pixels, broken = cached_pixels(self.fnames, self.root, self.resolution, self.cache_name, self.skip_broken)
+        if broken:
+            self.left_out = list(broken.values())
+            whole = [i for i in range(len(pixels)) if i not in broken]
+            classes = set(self.labels)
+            self.fnames, self.labels = [self.fnames[i] for i in whole], [self.labels[i] for i in whole]
+            if set(self.labels) != classes:
+                raise ValueError(f"{self.root / self.split}: all images of a class are broken, as {self.left_out[0]}")
+            pixels = pixels[whole]  # in memory: the price of broken images
+        return pixels
+
+    def decode(self) -> None:
+        """Decode the images now.
+
+        Raises:
+            ValueError: for a broken image, unless `skip_broken`; or when all images of a class are broken.
+        """
+        _ = self.pixels
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return to_tensor(np.array(self.pixels[index])), self.labels[index]
@@ -165,6 +200,33 @@ class _DecodedAFHQDataset(AFHQDataset):
         # The loader asks for a whole batch at once: one gather and one conversion.
         images = to_tensor(self.pixels[indices])
         return [(image, self.labels[index]) for image, index in zip(images, indices, strict=True)]
+
+
+class TrainingBatches:
+    """The batch of each training step: a function of the seed and the number of the step, and of nothing else.
+
+    So a run that is resumed at step n sees the images that it would have seen. A pass over the data takes them in an
+    order drawn from (seed, number of the pass), and leaves out the last few that do not fill a batch.
+
+    Args:
+        dataset: images as bytes, from `AFHQDataModule`.
+        batch_size: images in a batch.
+        seed: at least 0.
+    """
+
+    def __init__(self, dataset: _DecodedAFHQDataset, batch_size: int, seed: int):
+        self.pixels, self.labels = dataset.pixels, torch.tensor(dataset.labels)
+        self.batch_size, self.seed = batch_size, seed
+        self.order_of_pass = lru_cache(maxsize=1)(self._order_of_pass)
+
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images [batch_size, 3, R, R] in [-1, 1] and labels [batch_size] of step 0, 1, 2, ..."""
+        number, k = divmod(step, len(self.labels) // self.batch_size)
+        indices = self.order_of_pass(number)[k * self.batch_size : (k + 1) * self.batch_size]
+        return to_tensor(self.pixels[indices]), self.labels[indices]
+
+    def _order_of_pass(self, number: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, number]).permutation(len(self.labels))
 
 
 class AFHQDataModule:
@@ -181,14 +243,15 @@ class AFHQDataModule:
         image_resolution: height and width of the images, for the default transform.
         label_offset: see `AFHQDataset`.
         transform: from an RGB picture to a tensor; None resizes and gives float32 [3, R, R] in [-1, 1].
+        skip_broken: leave out images that cannot be decoded, for the default transform.
 
     Attributes:
         train_ds, val_ds: the two `AFHQDataset`s.
         num_classes: how many classes both have.
 
     Raises:
-        FileNotFoundError, ValueError: when there is only one split, when the two have different classes, or when an
-            image cannot be decoded; the message names it.
+        FileNotFoundError, ValueError: when there is only one split, or a folder of other things; when the two have
+            different classes, or when an image cannot be decoded (then on first use); the message names it.
         ConnectionError: when there are no data and they cannot be downloaded.
     """
 
@@ -201,17 +264,22 @@ class AFHQDataModule:
         image_resolution: int = 64,
         label_offset: int = 1,
         transform: Callable[[Image.Image], torch.Tensor] | None = None,
+        skip_broken: bool = False,
     ):
         self.root = find_root(root)
         self.batch_size = batch_size
-        self.num_workers = 0 if transform is None else num_workers
+        self.num_workers = num_workers
         self.image_resolution = image_resolution
         if not any((self.root / split).is_dir() for split in SPLITS):
+            if self.root.is_dir() and any(self.root.iterdir()):
+                raise ValueError(f"{self.root} holds neither train/ nor val/")
             download_afhq(self.root)
 
         def load(split: str) -> AFHQDataset:
             if transform is None:
-                return _DecodedAFHQDataset(self.root, split, image_resolution, max_num_images_per_cat, label_offset)
+                return _DecodedAFHQDataset(
+                    self.root, split, image_resolution, max_num_images_per_cat, label_offset, skip_broken
+                )
             return AFHQDataset(self.root, split, transform, max_num_images_per_cat, label_offset)
 
         self.train_ds, self.val_ds = load("train"), load("val")
@@ -222,22 +290,44 @@ class AFHQDataModule:
             )
         self.num_classes = self.train_ds.num_classes
 
-    def train_dataloader(self) -> DataLoader:
-        """Shuffled batches, all full: images [batch_size, 3, R, R] and labels [batch_size].
+    def check_batch_size(self) -> None:
+        """See that the training images fill a batch.
 
         Raises:
-            ValueError: when there are fewer images than one batch takes.
+            ValueError: when they do not.
         """
         if len(self.train_ds) < self.batch_size:
             raise ValueError(
                 f"{self.root / 'train'} gives {len(self.train_ds)} images, fewer than one batch of {self.batch_size}: "
                 "choose a smaller batch size"
             )
-        return DataLoader(self.train_ds, self.batch_size, shuffle=True, drop_last=True, num_workers=self.num_workers)
+
+    def train_batches(self, seed: int) -> TrainingBatches:
+        """Batches as `train_dataloader` has them, but by the number of the step (for the default transform).
+
+        Raises:
+            ValueError: when there are fewer images than one batch takes.
+        """
+        self.train_ds.decode()
+        self.check_batch_size()
+        return TrainingBatches(self.train_ds, self.batch_size, seed)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches, all full: images [batch_size, 3, R, R] and labels [batch_size].
+
+        Raises:
+            ValueError: when there are fewer images than one batch takes.
+        """
+        self.check_batch_size()
+        return self._loader(self.train_ds, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader:
         """Batches in the order of the files; the last one may be shorter."""
-        return DataLoader(self.val_ds, self.batch_size, num_workers=self.num_workers)
+        return self._loader(self.val_ds)
+
+    def _loader(self, dataset: AFHQDataset, **how: bool) -> DataLoader:
+        decoded = isinstance(dataset, _DecodedAFHQDataset)  # a batch is then a copy of bytes: workers would only cost
+        return DataLoader(dataset, self.batch_size, num_workers=0 if decoded else self.num_workers, **how)
 
 
 def make_eval_images(root: str | os.PathLike, resolution: int = EVAL_RESOLUTION) -> tuple[int, int]:
@@ -311,32 +401,31 @@ def _made_from(path: Path) -> str | None:
 
 
 def main() -> None:
-    parser = OneLineParser(
-        description="Get the data and make the evaluation images.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data_root", type=Path, default="data/afhq", help="folder that holds, or shall hold, train/ and val/")
+    place = "folder that holds, or shall hold, train/ and val/ (default: data/afhq)"
+    add("--data_root", type=Path, default="data/afhq", metavar="DIR", help=place)
     add("--drawn", type=integer_from(1), metavar="N", help="draw N training images a class instead of a download")
-    add("--seed", type=integer_from(0), default=0, help="of the drawn images")
-    add("--image_resolution", type=integer_from(1), default=EVAL_RESOLUTION, help="of eval/: that of the model")
+    add("--seed", type=integer_from(0), default=0, metavar="N", help="of the drawn images (default: 0)")
+    size = f"of the images in eval/: that of the model (default: {EVAL_RESOLUTION})"
+    add("--image_resolution", type=integer_from(1), default=EVAL_RESOLUTION, metavar="N", help=size)
     args = parser.parse_args()
 
     root = find_root(args.data_root)
     if not root.is_dir():
         root = args.data_root
-    try:
+    with errors_in_one_line():
         if args.drawn:
             write_drawn_set(root, args.drawn, args.seed)
         elif not any((root / split).is_dir() for split in SPLITS):
             download_afhq(root)
         train = AFHQDataset(root, "train")
         total, made = make_eval_images(root, args.image_resolution)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    drawn = "drawn " if is_drawn(root) else ""
+    drawn = "drawn " * is_drawn(root)
     print(f"{root / 'train'}: {len(train)} {drawn}images of {', '.join(train.classes)}")
-    print(f"{root / 'eval'}: {total} {drawn}images, {made} made now")
+    print(f"{root / 'eval'}: {total} {drawn}images of {args.image_resolution}x{args.image_resolution}, {made} made now")
+    if drawn and not args.drawn:
+        print(f"These faces are drawn. For AFHQ, remove {root} and call this program again")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def download_afhq(root: str | os.PathLike, url: str = AFHQ_URL, counts: Mapping[
             raise  # the disk, not the network
         raise ConnectionError(
             f"cannot download AFHQ ({error}): fetch {url} in another way and put it at {archive}, "
-            "or draw a data set with `python dataset.py --drawn 500`"
+            f"or draw a data set with `python dataset.py --data_root {root} --drawn 500`"
         ) from error
     try:
         _unpack(part, root, counts)

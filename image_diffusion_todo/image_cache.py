@@ -3,6 +3,8 @@
 Decoding 15,000 JPEGs of 512x512 takes a minute or two; reading a batch of them from this file takes a millisecond.
 """
 
+import json
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,11 +16,14 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from files import replacing
 from images import fingerprint, read_image, resize
 from layout import cache_places
 
 
-def cached_pixels(files: Sequence[Path], root: Path, resolution: int, name: str) -> np.ndarray:
+def cached_pixels(
+    files: Sequence[Path], root: Path, resolution: int, name: str, skip_broken: bool = False
+) -> tuple[np.ndarray, dict[int, str]]:
     """The pixels of all files, resized, as a read-only memory map; decoded only if that was not done before.
 
     The file lies in `root/.cache/`, or in the user's cache folder where `root` cannot be written to. Its name holds a
@@ -29,12 +34,14 @@ def cached_pixels(files: Sequence[Path], root: Path, resolution: int, name: str)
         root: folder of the data set.
         resolution: height and width of the result.
         name: what the files are among those below `root`, for instance "train".
+        skip_broken: go on past files that cannot be decoded.
 
     Returns:
-        uint8 array [N, 3, resolution, resolution], in the order of `files`.
+        uint8 array [N, 3, resolution, resolution], in the order of `files`, black for broken ones; and the number of
+        each broken file with what is wrong with it.
 
     Raises:
-        ValueError: when a file cannot be decoded; the message names it.
+        ValueError: when a file cannot be decoded, unless `skip_broken`; the message names it.
         OSError: when neither folder can be written to, or the disk is full.
     """
     shape = (len(files), 3, resolution, resolution)
@@ -44,8 +51,9 @@ def cached_pixels(files: Sequence[Path], root: Path, resolution: int, name: str)
     for folder in [root / ".cache", *folders]:  # a read-only root may have come with its cache
         with suppress(OSError, ValueError):  # absent, or cut short by a disk error: decode anew
             pixels = np.load(folder / file_name, mmap_mode="r")
-            if pixels.shape == shape and pixels.dtype == np.uint8:
-                return pixels
+            broken = _read_broken(folder / file_name)
+            if pixels.shape == shape and pixels.dtype == np.uint8 and (skip_broken or not broken):
+                return pixels, broken
 
     with _temporary_file(folders) as file:
         temporary = Path(file.name)
@@ -54,26 +62,58 @@ def cached_pixels(files: Sequence[Path], root: Path, resolution: int, name: str)
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside of Python's lock
-                decoded = pool.map(lambda path: _decode(path, resolution), files)
-                for pixels in tqdm(decoded, desc=f"decoding {name} once", total=len(files), unit="image"):
+                decoded = pool.map(lambda path: _decode(path, resolution, skip_broken), files)
+                broken = {}
+                bar = tqdm(decoded, desc=f"decoding {name} once", total=len(files), unit="image")
+                for number, (pixels, reason) in enumerate(bar):
                     file.write(pixels.tobytes())
+                    if reason:
+                        broken[number] = reason
         except BaseException:
             file.close()
             temporary.unlink()
             raise
     target = temporary.with_name(file_name)
+    if broken:
+        with replacing(_broken_list(target)) as file:
+            file.write(json.dumps(broken).encode())
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(
+        0o666 & ~umask
+    )  # temporary files are their owner's alone, but whoever reads the images may read this
     temporary.replace(target)
-    outdated = [old for old in target.parent.glob(f"{name}-{'[0-9a-f]' * 16}.npy") if old != target]
+    outdated = [
+        old for old in target.parent.glob(f"{name}-{'[0-9a-f]' * 16}.*") if old.name.split(".")[0] != target.stem
+    ]
     # What a killed run left behind; one that is younger may belong to a program that is still decoding.
     outdated += [old for old in target.parent.glob("*.tmp") if time.time() - old.stat().st_mtime > 24 * 3600]
     for old in outdated:
         with suppress(OSError):  # Windows keeps a file that another program still trains from
             old.unlink()
-    return np.load(target, mmap_mode="r")
+    return np.load(target, mmap_mode="r"), broken
 
 
-def _decode(path: Path, resolution: int) -> np.ndarray:
-    return np.asarray(resize(read_image(path), resolution)).transpose(2, 0, 1)
+def _decode(path: Path, resolution: int, skip_broken: bool) -> tuple[np.ndarray, str]:
+    """The pixels [3, resolution, resolution] of a file, and what is wrong with it ("" for a whole one)."""
+    try:
+        return np.asarray(resize(read_image(path), resolution)).transpose(2, 0, 1), ""
+    except (OSError, ValueError) as error:
+        if not skip_broken:
+            raise
+        return np.zeros((3, resolution, resolution), np.uint8), str(error)
+
+
+def _broken_list(pixels: Path) -> Path:
+    """Where it stands which rows of a file of pixels are of broken images."""
+    return pixels.with_suffix(".broken.json")
+
+
+def _read_broken(pixels: Path) -> dict[int, str]:
+    try:
+        return {int(number): reason for number, reason in json.loads(_broken_list(pixels).read_text()).items()}
+    except FileNotFoundError:
+        return {}
 
 
 def _temporary_file(folders: Sequence[Path]) -> BinaryIO:

@@ -42,6 +42,8 @@ def read_image(path: str | os.PathLike) -> Image.Image:
         ValueError: when it cannot be decoded; the message names the file.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():  # a pipe, say, from which reading would wait for ever
+            raise ValueError("not a file")
         with Image.open(path) as image:
             return _to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:

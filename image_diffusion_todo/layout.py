@@ -13,12 +13,17 @@ New data are put together in `afhq.partial/` beside the root and renamed when th
 
 import hashlib
 import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
 SPLITS = ("train", "val")
 DRAWN_MARK = "DRAWN.txt"
+
+# What may be replaced: decoded images, and what `drawn_faces.py` writes. Anything else in a data root is the user's.
+_CACHE = re.compile(r"\.cache(/.*)?")
+_DRAWN = re.compile(rf"{_CACHE.pattern}|{DRAWN_MARK}|eval(/.*)?|(train|val)(/(cat|dog|wild)(/\w+_\d{{5}}\.png)?)?")
 
 
 def has_data(root: str | os.PathLike) -> bool:
@@ -70,17 +75,31 @@ def check_free(root: Path) -> None:
         ValueError: when something is there already that is not drawn data; the message names it.
     """
     if root.is_dir():
-        ours = {DRAWN_MARK, *SPLITS, "eval", ".cache"} if is_drawn(root) else {".cache"}
-        others = sorted(path.name for path in root.iterdir() if path.name not in ours)
+        ours = _DRAWN if is_drawn(root) else _CACHE
+        paths = {path.relative_to(root) for path in root.rglob("*")}
+        others = {path for path in paths if not ours.fullmatch(path.as_posix())}
+        others = sorted(str(path) for path in others if path.parent not in others)  # a folder stands for its contents
         if others:
             raise ValueError(
                 f"{root} already holds other things ({', '.join(others[:3])}): move them or choose another folder"
             )
     elif root.exists():
         raise ValueError(f"{root} is a file, where a folder is wanted")
-    parent = next(folder for folder in root.parents if folder.exists())
-    if not is_writable(parent):
-        raise PermissionError(f"{parent} is read-only: choose another place for the data")
+    check_writable(root.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """See that `folder` can be made, or written into where it is there.
+
+    Raises:
+        PermissionError: when it, or the folder that it would be in, is read-only.
+        ValueError: when a file is in the way.
+    """
+    existing = next(place for place in [folder.absolute(), *folder.absolute().parents] if place.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{existing} is a file, where a folder is wanted")
+    if not is_writable(existing):
+        raise PermissionError(f"{existing} is read-only: choose another place")
 
 
 def publish(partial: Path, root: Path) -> None:

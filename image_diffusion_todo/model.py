@@ -9,19 +9,17 @@ answer with what the predictor stands for:
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from checkpoint import build_network, read_checkpoint, write_checkpoint
 from network import UNet
 from scheduler import PREDICTORS, DDPMScheduler, as_timesteps
-
-CHECKPOINT_FORMAT = "ddpm-image"
-CHECKPOINT_VERSION = 1
 
 
 class DiffusionModule(nn.Module):
@@ -66,6 +64,9 @@ class DiffusionModule(nn.Module):
             x0: clean images [B, 3, H, W] in [-1, 1].
             class_label: [B], 1 .. num_classes; None for an unconditional network.
             noise: the noise to add [B, 3, H, W]; fresh noise if None.
+
+        Raises:
+            ValueError: for labels that do not exist.
         """
         return getattr(self, f"get_loss_{self.predictor}")(x0, class_label, noise)
 
@@ -73,28 +74,31 @@ class DiffusionModule(nn.Module):
         self, x0: torch.Tensor, class_label: torch.Tensor | None = None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """MSE against the noise in x_t (eq. 14)."""
-        x_t, t, noise = self._noised(x0, noise)
-        return F.mse_loss(self._ask(x_t, t, class_label), noise)
+        net_out, _, _, noise = self._try(x0, class_label, noise)
+        return F.mse_loss(net_out, noise)
 
     def get_loss_x0(
         self, x0: torch.Tensor, class_label: torch.Tensor | None = None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """MSE against the clean image."""
-        x_t, t, _ = self._noised(x0, noise)
-        return F.mse_loss(self._ask(x_t, t, class_label), x0)
+        net_out, _, _, _ = self._try(x0, class_label, noise)
+        return F.mse_loss(net_out, x0)
 
     def get_loss_mean(
         self, x0: torch.Tensor, class_label: torch.Tensor | None = None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """MSE against the posterior mean (eq. 7), which is eq. 8 without its weight."""
-        x_t, t, _ = self._noised(x0, noise)
-        return F.mse_loss(self._ask(x_t, t, class_label), self.var_scheduler.posterior_mean(x0, x_t, t))
+        net_out, x_t, t, _ = self._try(x0, class_label, noise)
+        return F.mse_loss(net_out, self.var_scheduler.posterior_mean(x0, x_t, t))
 
-    def _noised(self, x0: torch.Tensor, noise: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x_t at random timesteps, these timesteps [B], and the noise in x_t."""
-        t = self.var_scheduler.uniform_sample_t(x0.shape[0], x0.device)
+    def _try(
+        self, x0: torch.Tensor, class_label: torch.Tensor | None, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The network's answer to x_t at random timesteps; x_t, these timesteps [B], and the noise in x_t."""
+        class_label = self._check_labels(len(x0), class_label)
+        t = self.var_scheduler.uniform_sample_t(len(x0), x0.device)
         x_t, noise = self.var_scheduler.add_noise(x0, t, noise)
-        return x_t, t, noise
+        return self._ask(x_t, t, class_label), x_t, t, noise
 
     def _ask(self, x_t: torch.Tensor, t: torch.Tensor, class_label: torch.Tensor | None) -> torch.Tensor:
         return self.network(x_t, t) if class_label is None else self.network(x_t, t, class_label)
@@ -131,7 +135,11 @@ class DiffusionModule(nn.Module):
 
     @torch.no_grad()
     def reverse_process(
-        self, batch_size: int, class_label: torch.Tensor | None = None, guidance_scale: float = 1.0
+        self,
+        batch_size: int,
+        class_label: torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        noise: Callable[[], torch.Tensor] | None = None,
     ) -> Iterator[torch.Tensor]:
         """The T + 1 stations of a reverse chain, one by one: noise x_T first, images x_0 last.
 
@@ -144,6 +152,8 @@ class DiffusionModule(nn.Module):
             batch_size: B.
             class_label: [B], 0 .. num_classes; None for no class.
             guidance_scale: s; anything but 1 needs labels.
+            noise: called for x_T and then once a step, gives standard Gaussian noise [B, 3, H, W] (see `ImageNoise`);
+                None draws from torch's global generator.
 
         Yields:
             x_t [B, 3, H, W] on the module's device.
@@ -152,7 +162,8 @@ class DiffusionModule(nn.Module):
             ValueError: for labels that do not exist, or guidance without labels.
         """
         class_label = self._check_labels(batch_size, class_label, guidance_scale)
-        x_t = torch.randn(batch_size, 3, self.image_resolution, self.image_resolution, device=self.device)
+        shape = batch_size, 3, self.image_resolution, self.image_resolution
+        x_t = noise() if noise else torch.randn(shape, device=self.device)
         yield x_t
         for t in tqdm(self.var_scheduler.timesteps.tolist(), desc="sampling", leave=False):
             timestep = as_timesteps(t, self.device).expand(batch_size)
@@ -165,28 +176,33 @@ class DiffusionModule(nn.Module):
                 )
                 without, with_class = both.chunk(2)
                 net_out = without + guidance_scale * (with_class - without)
-            x_t = self.var_scheduler.step(x_t, t, net_out, self.predictor)
+            z = [noise()] if noise else []
+            x_t = self.var_scheduler.step(x_t, t, net_out, self.predictor, *z)
             yield x_t
 
     def _check_labels(
-        self, batch_size: int, class_label: torch.Tensor | None, guidance_scale: float
+        self, batch_size: int, class_label: torch.Tensor | None, guidance_scale: float = 1.0
     ) -> torch.Tensor | None:
+        """The labels as int64 [B] on the module's device; ValueError for what are none."""
         if class_label is None:
             if guidance_scale != 1:
                 raise ValueError(f"guidance_scale {guidance_scale} needs class_label")
             return None
-        class_label = torch.as_tensor(class_label, device=self.device).long()
+        class_label = torch.as_tensor(class_label)
         if class_label.shape != (batch_size,):
             raise ValueError(f"class_label must have shape [{batch_size}], got {list(class_label.shape)}")
         num_classes = getattr(self.network, "num_classes", None)
-        if num_classes and not ((class_label >= 0) & (class_label <= num_classes)).all():
-            raise ValueError(f"class_label must be in 0..{num_classes}, got {class_label.tolist()}")
-        return class_label
+        exist = class_label == class_label.round()
+        if num_classes:
+            exist &= (class_label >= 0) & (class_label <= num_classes)
+        if not exist.all():
+            raise ValueError(f"class_label must be whole numbers in 0..{num_classes}, got {class_label.tolist()}")
+        return class_label.long().to(self.device)
 
     # Files.
 
     def checkpoint(self) -> dict:
-        """All that is needed to build this module again, as plain numbers and tensors.
+        """All that is needed to build this module again, as plain numbers and tensors (see `checkpoint.py`).
 
         Raises:
             TypeError: when the network is not a `UNet`, and so could not be rebuilt from numbers.
@@ -194,8 +210,6 @@ class DiffusionModule(nn.Module):
         if not isinstance(self.network, UNet):
             raise TypeError(f"only a UNet can be saved, not a {type(self.network).__name__}")
         return {
-            "format": CHECKPOINT_FORMAT,
-            "version": CHECKPOINT_VERSION,
             "network": self.network.config,
             "var_scheduler": self.var_scheduler.config,
             "predictor": self.predictor,
@@ -203,61 +217,64 @@ class DiffusionModule(nn.Module):
         }
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write `checkpoint()` to a file.
+        """Write `checkpoint()` to a file, which replaces one that was there only when it is whole.
 
         Raises:
             TypeError: see `checkpoint`.
+            ValueError, OSError: see `write_checkpoint`.
         """
-        torch.save(self.checkpoint(), path)
+        write_checkpoint(self.checkpoint(), path)
 
-    def load(self, path: str | os.PathLike) -> None:
+    def load(self, path: str | os.PathLike, weights: str = "ema") -> None:
         """Replace network, schedule and predictor by those of a checkpoint.
 
         They come to the device that the module was on, or to the CPU where it was empty.
 
-        Raises:
-            OSError: when the file is not there or cannot be read.
-            ValueError: when it is not a checkpoint of this program; the module stays as it was.
-        """
-        self.restore(read_checkpoint(path), path)
-
-    def restore(self, checkpoint: Mapping, path: str | os.PathLike) -> None:
-        """Become what a checkpoint says; `path` is named in errors.
+        Args:
+            path: the file.
+            weights: "ema": those to sample from; "last": those that train.py had reached.
 
         Raises:
-            ValueError: when its parts do not fit together; the module stays as it was.
+            OSError, ValueError: see `read_checkpoint`; the module stays as it was.
         """
-        try:
-            network = UNet(**checkpoint["network"])
-            var_scheduler = DDPMScheduler(**checkpoint["var_scheduler"])
-            predictor = checkpoint["predictor"]
-            if predictor not in PREDICTORS:
-                raise ValueError(f"unknown predictor {predictor!r}")
-            network.load_state_dict(checkpoint["state_dict"])
-        except Exception as error:  # plain data of any kind may stand where numbers should
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path}: what the checkpoint says of itself does not fit: {reason}") from error
+        checkpoint = read_checkpoint(path)
+        if weights == "last":
+            if "training" not in checkpoint:
+                raise ValueError(f"{path}: holds no other weights than those to sample from")
+            checkpoint["state_dict"] = checkpoint["training"]["network"]
+        network, var_scheduler = build_network(checkpoint), DDPMScheduler(**checkpoint["var_scheduler"])
         if self.var_scheduler is not None:
             network, var_scheduler = network.to(self.device), var_scheduler.to(self.device)
-        self.network, self.var_scheduler, self.predictor = network, var_scheduler, predictor
+        self.network, self.var_scheduler, self.predictor = network, var_scheduler, checkpoint["predictor"]
+        self.train(self.training)  # a module in eval mode has a network in eval mode
 
 
-def read_checkpoint(path: str | os.PathLike) -> dict:
-    """The contents of a checkpoint, on the CPU. Runs no code of the file.
+class ImageNoise:
+    """Noise that belongs to an image and not to its batch: image i of a seed is the same in whichever batch it is made.
 
-    Raises:
-        OSError: when the file is not there or cannot be read.
-        ValueError: when it is not a checkpoint of this program.
+    Each image has a generator of its own, seeded by (seed, i). The network may still round differently in batches of
+    different sizes.
+
+    Args:
+        seed: of all images together, at least 0.
+        numbers: i of each image in the batch.
+        resolution: height and width of the images.
+        device: where the noise is drawn. The kinds of device have generators of their own, and other noise.
     """
-    with Path(path).open("rb") as file:
+
+    BLOCK = 16  # steps drawn at once for an image: one call an image and step would take longer than the network
+
+    def __init__(self, seed: int, numbers: Iterable[int], resolution: int, device: torch.device):
+        seeds = [int(np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0]) for i in numbers]
+        self.generators = [torch.Generator(device).manual_seed(s) for s in seeds]
+        self.shape = self.BLOCK, 3, resolution, resolution
+        self.steps = iter(())
+
+    def __call__(self) -> torch.Tensor:
+        """The next noise, standard Gaussian [B, 3, resolution, resolution]."""
         try:
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # on foreign bytes the reader fails in many ways, IndexError among them
-            raise ValueError(f"{path}: not a checkpoint of this program, or a damaged one") from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
-        raise ValueError(f"{path}: not a checkpoint of this program")
-    if str(checkpoint.get("version")) != str(CHECKPOINT_VERSION):
-        raise ValueError(
-            f"{path}: checkpoint version {checkpoint.get('version')}, this program reads {CHECKPOINT_VERSION}"
-        )
-    return checkpoint
+            return next(self.steps)
+        except StopIteration:
+            drawn = [torch.randn(self.shape, generator=g, device=g.device) for g in self.generators]
+            self.steps = iter(torch.stack(drawn, dim=1))
+            return next(self.steps)

@@ -1,9 +1,15 @@
 """The U-Net of DDPM (Ho et al., 2020, App. B): down to small and wide, up again, with shortcuts across."""
 
+import reprlib
+
 import torch
 from torch import nn
 
 from module import DownSample, ResBlock, Swish, TimeEmbedding, UpSample, group_norm, small_init, usual_init
+from scheduler import MAX_TIMESTEPS
+
+# The largest sizes that are built, so that a slip of the pen does not fill the memory.
+LIMITS = {"T": MAX_TIMESTEPS, "image_resolution": 2048, "ch": 2048, "ch_mult": 64, "num_res_blocks": 64}
 
 
 class UNet(nn.Module):
@@ -14,7 +20,7 @@ class UNet(nn.Module):
     down had at the same place.
 
     Args:
-        T: number of diffusion steps (t is 0 .. T-1).
+        T: number of diffusion steps (t is 0 .. T-1); kept in `config` alone, since the time embedding takes any t.
         image_resolution: height and width of the images.
         ch: channels of the first level, a multiple of 32.
         ch_mult: channels of each level, in units of ch.
@@ -56,6 +62,13 @@ class UNet(nn.Module):
             "cfg_dropout": cfg_dropout,
             "num_classes": num_classes,
         }
+        for name, limit in LIMITS.items():
+            value = self.config[name]
+            sizes = value if isinstance(value, list) else [value]
+            if not sizes or not all(isinstance(size, int) and 1 <= size <= limit for size in sizes):
+                raise ValueError(f"{name} must be made of whole numbers from 1 to {limit}, got {reprlib.repr(value)}")
+        if not (0 <= dropout < 1 and 0 <= cfg_dropout <= 1):
+            raise ValueError(f"dropout and cfg_dropout are shares of 1, got {dropout} and {cfg_dropout}")
         smallest = 2 ** (len(ch_mult) - 1)
         if image_resolution < smallest or image_resolution % smallest:
             raise ValueError(
@@ -68,7 +81,7 @@ class UNet(nn.Module):
             raise ValueError(f"attn names levels 0 to {len(ch_mult) - 1}, got {list(attn)}")
         if use_cfg and not num_classes:
             raise ValueError("use_cfg needs num_classes")
-        self.image_resolution = image_resolution
+        self.image_resolution, self.smallest = image_resolution, smallest
         self.use_cfg, self.cfg_dropout, self.num_classes = use_cfg, cfg_dropout, num_classes
 
         tdim = 4 * ch
@@ -114,8 +127,10 @@ class UNet(nn.Module):
             class_label: [B] in 0 .. num_classes, 0 for "no class"; only with use_cfg.
 
         Raises:
-            ValueError: for labels that the network was not built for.
+            ValueError: for images that the levels cannot halve, and for labels when there is no use_cfg.
         """
+        if x.shape[-2] % self.smallest or x.shape[-1] % self.smallest:
+            raise ValueError(f"height and width must be multiples of {self.smallest}, got images {list(x.shape)}")
         temb = self.time_embedding(timestep)
         if self.use_cfg:
             temb = temb + self._embed_class(class_label, x)

@@ -1,13 +1,15 @@
-"""Command-line values that are checked before any work starts.
+"""Command lines that are checked before any work starts, and errors that are one line.
 
-A bad one ends the program with exit code 2 and one line that names the flag, the value and
+What the user gave wrongly ends a program with exit code 2 and a line that names the flag or the file, the value and
 what would be right.
 """
 
 import argparse
 import math
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +23,32 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+
+
+@contextmanager
+def errors_in_one_line(if_stopped: str = "stopped") -> Iterator[None]:
+    """Around a whole program: what its user can mend is one line and exit code 2; Ctrl-C ends it with code 130."""
+    try:
+        yield
+        return
+    except KeyboardInterrupt:
+        message, code = if_stopped, 130
+    except OSError as error:
+        message, code = f"{error.filename}: {error.strerror}" if error.filename else str(error), 2
+    except ValueError as error:
+        message, code = str(error), 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        message, code = "out of memory: a smaller --batch_size needs less", 2
+    print(f"{Path(sys.argv[0]).name}: error: {one_line(message)}", file=sys.stderr)
+    sys.exit(code)
+
+
+def one_line(message: str) -> str:
+    """A message with line breaks, and what else a file name may hold that is not print, spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
 
 
 def integer_from(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -77,8 +104,8 @@ def writable_file(text: str) -> Path:
     return file
 
 
-def number_between(low: float, high: float) -> Callable[[str], float]:
-    """An argparse type: numbers from `low` to `high`, both included."""
+def number_between(low: float, high: float, open_ends: bool = False) -> Callable[[str], float]:
+    """An argparse type: numbers from `low` to `high`, both included unless `open_ends`."""
 
     def parse(text: str) -> float:
         try:
@@ -87,6 +114,8 @@ def number_between(low: float, high: float) -> Callable[[str], float]:
             value = math.nan
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        if open_ends and value in (low, high):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number between {low} and {high}")
         return value
 
     return parse

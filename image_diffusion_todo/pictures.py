@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torchvision.utils import make_grid
 
+from dataset import tensor_to_pil_image, to_tensor
 from images import list_images, read_image
-from options import OneLineParser, integer_from, writable_file
+from options import OneLineParser, errors_in_one_line, integer_from, writable_file
 
 
 def to_picture(images: torch.Tensor, per_row: int) -> Image.Image:
     """Images [B, 3, H, W] in [-1, 1] (cut off beyond), side by side in rows, with thin gaps."""
-    grid = make_grid(images.clamp(-1, 1), nrow=per_row, padding=2, pad_value=1.0)
-    return Image.fromarray(grid.add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy())
+    return tensor_to_pil_image(make_grid(images, nrow=per_row, padding=2, pad_value=1.0))
 
 
 def follow(chain: Iterator[torch.Tensor], num_steps: int, num_frames: int = 10) -> torch.Tensor:
@@ -53,8 +53,8 @@ def contact_sheet(folder: Path, count: int, per_row: int) -> Image.Image:
     images = [read_image(path) for path in files]
     if len({image.size for image in images}) > 1:
         raise ValueError(f"{folder} holds images of different sizes")
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))  # [N, H, W, 3]
-    return to_picture(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1, per_row)
+    pixels = to_tensor(np.stack([np.asarray(image) for image in images]))  # [N, H, W, 3]
+    return to_picture(pixels.permute(0, 3, 1, 2), per_row)
 
 
 def main() -> None:
@@ -65,10 +65,10 @@ def main() -> None:
     parser.add_argument("--count", type=integer_from(1), default=64, metavar="N", help="how many (default: 64)")
     parser.add_argument("--per_row", type=integer_from(1), default=8, metavar="N", help="in a row (default: 8)")
     args = parser.parse_args()
-    try:
+    if args.folder.resolve() in args.out.resolve().parents:
+        parser.error(f"argument --out: {args.out} would lie among the images, and be measured with them")
+    with errors_in_one_line():
         contact_sheet(args.folder, args.count, args.per_row).save(args.out)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
     print(args.out)
 
 

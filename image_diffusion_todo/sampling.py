@@ -3,21 +3,28 @@
     python sampling.py --ckpt_path results/predictor_noise/beta_linear/11-23-204512/last.ckpt --save_dir samples/linear
 
 The save folder gets 0.png, 1.png, ... and nothing else, as the FID program measures every image in it. Schedule
-and predictor come from the checkpoint.
+and predictor come from the checkpoint. Image i follows from the seed and i, in whichever batch it is made; after a
+stop, the same command makes the images that are missing.
 """
 
 import argparse
-import sys
+import hashlib
+import json
 from pathlib import Path
 
 import torch
+from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 from dataset import tensor_to_pil_image
-from model import DiffusionModule
-from options import OneLineParser, choose_device, integer_from, number_between, writable_folder
+from files import remove_partials, replacing
+from layout import check_writable
+from model import DiffusionModule, ImageNoise
+from options import OneLineParser, choose_device, errors_in_one_line, integer_from, number_between
 from pictures import follow, trajectory_picture
 from scheduler import MODES, PREDICTORS
+
+MARK = "Made by"  # the text in each image that says with which settings it was made
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -25,31 +32,102 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--ckpt_path", type=Path, required=True, metavar="FILE", help="a checkpoint that train.py wrote")
-    add("--save_dir", type=writable_folder, required=True, metavar="DIR", help="new or empty folder for the images")
+    add("--save_dir", type=Path, required=True, metavar="DIR", help="new folder, or one to go on with")
     add("--num_samples", type=integer_from(1), default=500, metavar="N", help="how many images (default: 500)")
     add("--batch_size", type=integer_from(1), default=64, metavar="N", help="images at a time (default: 64)")
     add("--seed", type=integer_from(0, 2**63 - 1), default=0, metavar="N", help="of the noise (default: 0)")
-    add("--sample_method", choices=["ddpm"], default="ddpm", help="(default: ddpm)")
-    add("--use_cfg", action="store_true", help="draw each class in turn, with guidance, from a model trained with it")
-    add("--cfg_scale", type=number_between(0, 100), default=7.5, metavar="S", help="its strength (default: 7.5)")
+    add("--sample_method", choices=["ddpm"], default="ddpm", help="how the chain goes back (default: ddpm)")
+    add("--weights", choices=["ema", "last"], default="ema", help="the averaged ones or the last (default: ema)")
+    add("--use_cfg", action="store_true", help="each class in turn, with guidance; without it, no class")
+    add("--cfg_scale", type=number_between(0, 100), metavar="S", help="its strength, with --use_cfg (default: 7.5)")
     add("--save_traj", action="store_true", help="also ten stations of each chain, in the folder DIR_traj beside DIR")
     add("--mode", choices=MODES, help="checked against the checkpoint")
     add("--predictor", choices=PREDICTORS, help="checked against the checkpoint")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, mps (default: auto)")
     add("--gpu", type=integer_from(0), default=0, metavar="I", help="index of the GPU (default: 0)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.cfg_scale is not None and not args.use_cfg:
+        parser.error("argument --cfg_scale: does nothing without --use_cfg")
+    if args.cfg_scale is None:
+        args.cfg_scale = 7.5
+    return args
+
+
+class SavedImages:
+    """The images of a save folder, each marked with the settings that it was made with.
+
+    Args:
+        folder: the save folder, made if it is not there.
+        settings: whatever an image depends on besides its number.
+        num_samples: how many images are wanted.
+
+    Raises:
+        ValueError: when the folder holds anything else, which the FID would measure as well.
+    """
+
+    def __init__(self, folder: Path, settings: dict, num_samples: int):
+        check_writable(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.mark = json.dumps(settings, sort_keys=True)
+        remove_partials(folder)
+        wanted = {f"{i}.png": i for i in range(num_samples)}
+        there = sorted(path.name for path in folder.iterdir())
+        if strangers := [name for name in there if name not in wanted]:
+            raise ValueError(
+                f"argument --save_dir: {folder} holds {strangers[0]}, which is not one of the {num_samples} images "
+                "that were asked for: choose another folder"
+            )
+        whole = {wanted[name] for name in there if self._is_whole(folder / name)}
+        self.missing = [i for i in range(num_samples) if i not in whole]
+
+    def _is_whole(self, path: Path) -> bool:
+        mark = None
+        try:
+            with Image.open(path) as image:
+                mark = image.info.get(MARK)
+                image.load()
+            whole = True
+        except (OSError, SyntaxError, ValueError):
+            whole = False
+        if mark != self.mark:
+            raise ValueError(
+                f"argument --save_dir: {path} was not made with these settings ({_difference(mark, self.mark)}): "
+                "choose another folder"
+            )
+        return whole
+
+    def save(self, i: int, image: Image.Image) -> None:
+        """Write image i."""
+        info = PngImagePlugin.PngInfo()
+        info.add_text(MARK, self.mark)
+        with replacing(self.folder / f"{i}.png") as file:
+            image.save(file, format="PNG", pnginfo=info)
+
+
+def _difference(theirs: str | None, ours: str) -> str:
+    """In which settings two marks differ."""
+    try:
+        theirs, ours = json.loads(theirs), json.loads(ours)
+        return ", ".join(
+            f"{name} {theirs[name]} there, {ours[name]} here" for name in ours if theirs[name] != ours[name]
+        )
+    except (TypeError, ValueError, KeyError):
+        return "it carries no mark of this program"
 
 
 def sample(args: argparse.Namespace) -> None:
-    """Draw and save the images.
+    """Draw and save the images that are not there yet.
 
     Raises:
         ValueError, OSError: for settings or files that do not fit, with a line for the user.
     """
     device = choose_device(args.device, args.gpu)
-    ddpm = DiffusionModule(None, None)
-    ddpm.load(args.ckpt_path)
-    ddpm.to(device).eval()
+    if args.ckpt_path.is_dir():
+        raise ValueError(f"argument --ckpt_path: {args.ckpt_path} is a folder; try {args.ckpt_path / 'last.ckpt'}")
+    check_writable(args.save_dir)
+    ddpm = DiffusionModule(None, None).eval()
+    ddpm.load(args.ckpt_path, args.weights)
     for flag, given, has in [
         ("--mode", args.mode, ddpm.var_scheduler.config["mode"]),
         ("--predictor", args.predictor, ddpm.predictor),
@@ -58,34 +136,52 @@ def sample(args: argparse.Namespace) -> None:
             raise ValueError(f"argument {flag}: {given} was asked for, but {args.ckpt_path} was trained with {has}")
     if args.use_cfg and not ddpm.network.use_cfg:
         raise ValueError(f"argument --use_cfg: {args.ckpt_path} was trained without it")
-    if any(args.save_dir.iterdir()):
-        raise ValueError(f"argument --save_dir: {args.save_dir} is not empty")
+    settings = {
+        "model": fingerprint_of(ddpm),
+        "seed": args.seed,
+        "sample_method": args.sample_method,
+        "cfg_scale": args.cfg_scale if args.use_cfg else None,
+    }
+    images = SavedImages(args.save_dir, settings, args.num_samples)
+    missing = images.missing
     if args.save_traj:
-        traj_dir = args.save_dir.with_name(args.save_dir.name + "_traj")
-        traj_dir.mkdir(exist_ok=True)
+        beside = args.save_dir.resolve()
+        trajectories = SavedImages(beside.with_name(f"{beside.name}_traj"), settings, args.num_samples)
+        missing = sorted({*missing, *trajectories.missing})
+    if len(missing) < args.num_samples:
+        print(f"{args.num_samples - len(missing)} of {args.num_samples} images are there already")
 
-    torch.manual_seed(args.seed)
-    for first in tqdm(range(0, args.num_samples, args.batch_size), desc="batches"):
-        numbers = range(first, min(first + args.batch_size, args.num_samples))
+    ddpm.to(device)
+    for first in tqdm(range(0, len(missing), args.batch_size), desc="batches"):
+        numbers = missing[first : first + args.batch_size]
         labels, scale = None, 1.0
         if args.use_cfg:
             labels = torch.tensor([i % ddpm.network.num_classes + 1 for i in numbers], device=device)
             scale = args.cfg_scale
-        chain = ddpm.reverse_process(len(numbers), labels, scale)
+        noise = ImageNoise(args.seed, numbers, ddpm.image_resolution, device)
+        chain = ddpm.reverse_process(len(numbers), labels, scale, noise)
         frames = follow(chain, ddpm.var_scheduler.num_train_timesteps)
         for k, (i, image) in enumerate(zip(numbers, tensor_to_pil_image(frames[-1]), strict=True)):
-            image.save(args.save_dir / f"{i}.png")
+            images.save(i, image)
             if args.save_traj:
-                trajectory_picture(frames[:, k : k + 1]).save(traj_dir / f"{i}.png")
+                trajectories.save(i, trajectory_picture(frames[:, k : k + 1]))
+    print(f"{args.num_samples} images in {args.save_dir}")
+
+
+def fingerprint_of(ddpm: DiffusionModule) -> str:
+    """16 hex digits that change with anything in a model that its images depend on."""
+    checkpoint = ddpm.checkpoint()
+    digest = hashlib.sha256()
+    for name, tensor in checkpoint.pop("state_dict").items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    digest.update(json.dumps(checkpoint, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
 
 
 def main() -> None:
     """The program: errors in what the user gave are one line and exit code 2."""
-    try:
+    with errors_in_one_line(if_stopped="stopped; the same command goes on"):
         sample(parse_arguments())
-    except (ValueError, OSError) as error:
-        print(f"sampling.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

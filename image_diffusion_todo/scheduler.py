@@ -29,6 +29,7 @@ from torch import nn
 
 MODES = ("linear", "quad", "cosine")
 PREDICTORS = ("noise", "x0", "mean")
+MAX_TIMESTEPS = 1_000_000
 
 
 def as_timesteps(t: int | torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -86,13 +87,13 @@ class BaseScheduler(nn.Module):
         sqrt_one_minus_alphas_cumprod: the standard deviation of q(x_t | x_0).
 
     Raises:
-        ValueError: for an unknown mode, T < 1, or betas not in 0 < beta_1 <= beta_T < 1.
+        ValueError: for an unknown mode, T out of range, or betas not in 0 < beta_1 <= beta_T < 1.
     """
 
     def __init__(self, num_train_timesteps: int, beta_1: float, beta_T: float, mode: str = "linear"):
         super().__init__()
-        if num_train_timesteps < 1:
-            raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}")
+        if not 1 <= num_train_timesteps <= MAX_TIMESTEPS:
+            raise ValueError(f"num_train_timesteps must be from 1 to {MAX_TIMESTEPS}, got {num_train_timesteps}")
         if not 0 < beta_1 <= beta_T < 1:
             raise ValueError(f"betas must satisfy 0 < beta_1 <= beta_T < 1, got {beta_1} and {beta_T}")
 
@@ -202,7 +203,14 @@ class DDPMScheduler(BaseScheduler):
         """mu~_t(x_t, x_0), eq. 7: where x_t most likely was one step earlier, given x_0 [B, C, H, W]."""
         return extract(self.posterior_mean_coef_x0, t, x_t) * x_0 + extract(self.posterior_mean_coef_xt, t, x_t) * x_t
 
-    def step(self, x_t: torch.Tensor, t: int | torch.Tensor, net_out: torch.Tensor, predictor: str) -> torch.Tensor:
+    def step(
+        self,
+        x_t: torch.Tensor,
+        t: int | torch.Tensor,
+        net_out: torch.Tensor,
+        predictor: str,
+        z: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """One reverse step x_t -> x_{t-1} from what the network said.
 
         Args:
@@ -210,27 +218,34 @@ class DDPMScheduler(BaseScheduler):
             t: the timestep, an int or [B].
             net_out: the network's answer [B, C, H, W].
             predictor: what it means: "noise", "x0" or "mean".
+            z: the standard Gaussian draw to use [B, C, H, W]; a fresh one if None.
 
         Raises:
             ValueError: for an unknown predictor.
         """
         if predictor not in PREDICTORS:
             raise ValueError(f"unknown predictor {predictor!r}: choose one of {', '.join(PREDICTORS)}")
-        return getattr(self, f"step_predict_{predictor}")(x_t, t, net_out)
+        return getattr(self, f"step_predict_{predictor}")(x_t, t, net_out, z)
 
-    def step_predict_noise(self, x_t: torch.Tensor, t: int | torch.Tensor, eps_theta: torch.Tensor) -> torch.Tensor:
+    def step_predict_noise(
+        self, x_t: torch.Tensor, t: int | torch.Tensor, eps_theta: torch.Tensor, z: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """A reverse step from the predicted noise: its mean is eq. 11."""
         beta_t, alpha_t = extract(self.betas, t, x_t), extract(self.alphas, t, x_t)
         sqrt_one_minus_alpha_bar_t = extract(self.sqrt_one_minus_alphas_cumprod, t, x_t)
         mean = (x_t - beta_t / sqrt_one_minus_alpha_bar_t * eps_theta) / alpha_t.sqrt()
-        return self.step_predict_mean(x_t, t, mean)
+        return self.step_predict_mean(x_t, t, mean, z)
 
-    def step_predict_x0(self, x_t: torch.Tensor, t: int | torch.Tensor, x0_pred: torch.Tensor) -> torch.Tensor:
+    def step_predict_x0(
+        self, x_t: torch.Tensor, t: int | torch.Tensor, x0_pred: torch.Tensor, z: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """A reverse step from the predicted clean image: its mean is eq. 7."""
-        return self.step_predict_mean(x_t, t, self.posterior_mean(x0_pred, x_t, t))
+        return self.step_predict_mean(x_t, t, self.posterior_mean(x0_pred, x_t, t), z)
 
-    def step_predict_mean(self, x_t: torch.Tensor, t: int | torch.Tensor, mean_theta: torch.Tensor) -> torch.Tensor:
+    def step_predict_mean(
+        self, x_t: torch.Tensor, t: int | torch.Tensor, mean_theta: torch.Tensor, z: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """A reverse step from its predicted mean: x_{t-1} = mean + sigma_t z, without noise at t = 0."""
-        t = as_timesteps(t, x_t.device)
-        sigma_t = torch.where(t > 0, self.sigmas[t], 0.0)
-        return mean_theta + sigma_t.reshape(-1, *[1] * (x_t.ndim - 1)) * torch.randn_like(x_t)
+        sigma_t = extract(self.sigmas, t, x_t)
+        is_last = (as_timesteps(t, x_t.device) == 0).view_as(sigma_t)
+        return mean_theta + sigma_t.masked_fill(is_last, 0.0) * (torch.randn_like(x_t) if z is None else z)

@@ -95,7 +95,8 @@ def program(task_folder, tmp_path, monkeypatch, capsys):
         except SystemExit as stop:
             code = stop.code or 0
         said = capsys.readouterr()
-        lines = [line for line in re.split(r"[\r\n]+", said.err) if line.strip() and not re.search(r"\d%\||/s\]", line)]
+        lines = re.split(r"[\r\n]+", said.err.replace("\x1b[A", ""))  # how tqdm goes back to an outer bar
+        lines = [line for line in lines if line.strip() and not re.search(r"\d%\||/s\]", line)]
         return SimpleNamespace(returncode=code, stdout=said.out, stderr="\n".join(lines))
 
     return run

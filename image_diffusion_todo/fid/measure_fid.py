@@ -34,6 +34,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
 from tqdm import tqdm
 
@@ -41,9 +42,10 @@ if __name__ == "__main__":
     # Started as a script, Python looks for neighbours in this folder only; they are one folder up.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from files import replacing
 from images import fingerprint, list_images, read_image
-from layout import cache_places
-from options import OneLineParser, device, integer_from, writable_file
+from layout import DRAWN_MARK, cache_places
+from options import OneLineParser, device, errors_in_one_line, integer_from, writable_file
 
 WIDTHS = tuple(InceptionV3.BLOCK_INDEX_BY_DIM)  # 64, 192, 768, 2048
 STANDARD_WIDTH = 2048
@@ -171,6 +173,22 @@ def features_of_folder(folder: str | os.PathLike, network: InceptionV3, batch_si
     return torch.cat(features).numpy()
 
 
+def sizes_of(files: Sequence[Path]) -> list[str]:
+    """Which sizes the images have, as "64x64" (width first), from their headers.
+
+    Raises:
+        ValueError: for a broken image; the message names it.
+    """
+    sizes = set()
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                sizes.add(image.size)
+        except (OSError, SyntaxError, ValueError):
+            read_image(file)  # says what is wrong
+    return [f"{width}x{height}" for width, height in sorted(sizes)]
+
+
 def _pixels(file: Path) -> torch.Tensor:
     return torch.from_numpy(np.array(read_image(file))).permute(2, 0, 1)  # uint8 [3, H, W]
 
@@ -263,18 +281,9 @@ def _write_cache(files: Sequence[Path], key: str, statistics: Statistics) -> Non
     for file in files:
         with suppress(OSError):  # a full disk or a read-only folder: measuring again is the worst that follows
             file.parent.mkdir(parents=True, exist_ok=True)
-            _write_at_once(file, content.getvalue())
+            with replacing(file) as whole:
+                whole.write(content.getvalue())
             return
-
-
-def _write_at_once(file: Path, content: bytes) -> None:
-    """Whoever reads the file sees the old content or the new one, never a part."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # The program.
@@ -299,8 +308,8 @@ def measure(
         device: of the network.
 
     Returns:
-        "name" ("FID", or "FID-768" and so on), "distance" and "dims"; folders and numbers of images; device, checksum
-        of the weights, versions of the libraries.
+        "name" ("FID", or "FID-768" and so on), "distance" and "dims"; folders, numbers and sizes of images; whether the
+        first ones are drawn faces; device, checksum of the weights, versions of the libraries.
 
     Raises:
         ValueError: for bad images, folders, widths or weights; the message is one line for the user.
@@ -309,6 +318,7 @@ def measure(
     gt_dir, gen_dir = Path(gt_dir), Path(gen_dir)
     # Both before the network gets to work: a mistyped second folder shall not cost minutes.
     gt_files, gen_files = images_to_measure(gt_dir), images_to_measure(gen_dir)
+    gt_sizes, gen_sizes = sizes_of(gt_files), sizes_of(gen_files)
     network = load_inception(dims, device)
 
     weights = hashlib.sha256(weights_file().read_bytes()).hexdigest()
@@ -326,8 +336,11 @@ def measure(
         "dims": dims,
         "gt_dir": str(gt_dir),
         "gt_images": len(gt_files),
+        "gt_sizes": gt_sizes,
+        "gt_drawn": any((folder / DRAWN_MARK).is_file() for folder in [gt_dir, *gt_dir.absolute().parents[:3]]),
         "gen_dir": str(gen_dir),
         "gen_images": len(gen_files),
+        "gen_sizes": gen_sizes,
         "device": str(device),
         "weights_sha256": weights,
         "versions": {
@@ -365,17 +378,31 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _summary(result: dict) -> str:
+    """What was measured against what, and why the distance may mean less than it seems to."""
+    gt_sizes, gen_sizes = (
+        ", ".join(sizes) if len(sizes) < 4 else f"{len(sizes)} sizes"
+        for sizes in (result["gt_sizes"], result["gen_sizes"])
+    )
+    kind = "drawn" if result["gt_drawn"] else "real"
+    text = (
+        f"{result['gt_images']} {kind} images of {gt_sizes} in {result['gt_dir']}, "
+        f"{result['gen_images']} generated ones of {gen_sizes} in {result['gen_dir']}"
+    )
+    if result["gt_sizes"] != result["gen_sizes"] or len(result["gt_sizes"]) > 1:
+        text += "\nNote: images of different sizes differ by their sharpness alone; the distance holds that too"
+    return text
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print; the last line is the distance."""
-    parser = make_parser()
-    args = parser.parse_args(arguments)
-    try:
+    args = make_parser().parse_args(arguments)
+    with errors_in_one_line():
         result = measure(args.gt_dir, args.gen_dir, args.dims, args.batch_size, args.device)
         if args.json:
-            _write_at_once(args.json, (json.dumps(result, indent=2) + "\n").encode())
-    except (OSError, ValueError) as error:
-        parser.error(" ".join(str(error).splitlines()))
-    print("{gt_images} real images in {gt_dir}, {gen_images} generated ones in {gen_dir}".format(**result))
+            with replacing(args.json) as file:
+                file.write((json.dumps(result, indent=2) + "\n").encode())
+    print(_summary(result))
     print("{name}: {distance:.4f}".format(**result))
 
 

@@ -50,7 +50,14 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def module(root):
-    return lambda **kwargs: AFHQDataModule(root, **{"batch_size": 2, "image_resolution": 16} | kwargs)
+    def make(**kwargs):
+        data = AFHQDataModule(root, **{"batch_size": 2, "image_resolution": 16} | kwargs)
+        if "transform" not in kwargs:
+            data.train_ds.decode()
+            data.val_ds.decode()
+        return data
+
+    return make
 
 
 @pytest.fixture
@@ -504,7 +511,7 @@ def test_the_program_draws_and_makes_eval(task_folder, tmp_path):
     assert result.returncode == 0, result.stderr
     train, evaluation = Path("data", "afhq", "train"), Path("data", "afhq", "eval")
     assert f"{train}: 6 drawn images of cat, dog, wild" in result.stdout
-    assert f"{evaluation}: 3 drawn images, 3 made now" in result.stdout
+    assert f"{evaluation}: 3 drawn images of 64x64, 3 made now" in result.stdout
     assert is_drawn(tmp_path / "data")
     assert len(list((tmp_path / evaluation).iterdir())) == 3
 

@@ -127,3 +127,16 @@ def test_a_read_only_place_is_left_alone(tmp_path):
         assert not list(tmp_path.iterdir())
     finally:
         tmp_path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "name", ["train/cat/mine.jpg", "val/mine.png", "train/pets", "eval.zip", "train/cat/cat_7.png"]
+)
+def test_what_a_user_put_among_drawn_faces_is_not_drawn_over(tmp_path, name):
+    root = tmp_path / "afhq"
+    write_drawn_set(root, 1)
+    mine = root / name
+    mine.mkdir() if not mine.suffix else mine.write_text("mine")
+    with pytest.raises(ValueError, match=f"afhq already holds other things \\({name}\\)"):
+        write_drawn_set(root, 2)
+    assert mine.exists() and len(list(root.glob("train/cat/cat_000*.png"))) == 1

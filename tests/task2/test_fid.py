@@ -257,7 +257,7 @@ def test_the_command_as_it_is_given(folders, random_inception, task_folder, tmp_
     )
     assert run.returncode == 0, run.stderr
     counts, distance = run.stdout.splitlines()
-    assert counts == f"5 real images in {folders[0]}, 4 generated ones in {folders[1]}"
+    assert counts == f"5 real images of 32x24 in {folders[0]}, 4 generated ones of 32x24 in {folders[1]}"
     assert "Warning" not in run.stderr
 
     found = json.loads(report.read_text())
@@ -411,7 +411,7 @@ def test_every_image_counts_except_hidden_ones(folders, looked_at, capsys):
     (real / "._0.png").write_bytes(b"not an image")
     (real / "notes.txt").write_text("not an image")
     main([*map(str, folders)])
-    assert capsys.readouterr().out.startswith("10 real images in ")
+    assert capsys.readouterr().out.startswith("10 real images of 5x7, 9x9, 32x24 in ")
 
 
 def test_the_real_images_are_looked_at_once(folders, looked_at):
@@ -550,3 +550,17 @@ def test_a_read_only_folder_is_left_alone_even_by_an_administrator(tmp_path):
     finally:
         tmp_path.chmod(0o755)
     assert not place.is_relative_to(tmp_path / ".cache")
+
+
+def test_what_makes_a_distance_mean_less_is_said(folders, looked_at, capsys):
+    real, made = folders
+    main([str(real), str(made)])
+    assert "Note" not in capsys.readouterr().out
+    Image.new("RGB", (16, 16)).save(made / "small.png")
+    main([str(real), str(made), "--json", str(made.parent / "fid.json")])
+    assert "Note: images of different sizes" in capsys.readouterr().out
+    result = json.loads((made.parent / "fid.json").read_text())
+    assert result["gen_sizes"] == ["16x16", "32x24"] and result["gt_drawn"] is False
+    (real.parent / "DRAWN.txt").write_text("")
+    main([str(real), str(made)])
+    assert capsys.readouterr().out.startswith("5 drawn images of 32x24 in ")

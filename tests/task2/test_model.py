@@ -1,14 +1,12 @@
 """Losses, chains, guidance and files of the image model."""
 
-import pickle
-
 import pytest
 import torch
 from torch import nn
 
-from model import DiffusionModule, read_checkpoint
+from model import DiffusionModule
 from network import UNet
-from oracles import Harmful, Ideal, Says, awake, eq_7, max_difference, moments_of_ancestral_chain
+from oracles import Ideal, Says, awake, eq_7, max_difference, moments_of_ancestral_chain
 from scheduler import MODES, PREDICTORS, DDPMScheduler
 
 SMALL = {"image_resolution": 8, "ch": 32, "ch_mult": [1], "attn": [], "num_res_blocks": 1, "dropout": 0.0}
@@ -181,8 +179,8 @@ def test_guidance_goes_beyond_the_class_on_the_line_from_none(conditional, predi
 @pytest.mark.parametrize(
     ("label", "scale", "words"),
     [
-        (torch.tensor([1, 4]), 1.0, r"class_label must be in 0..3, got \[1, 4\]"),
-        (torch.tensor([-1, 1]), 1.0, r"must be in 0..3"),
+        (torch.tensor([1, 4]), 1.0, r"class_label must be whole numbers in 0..3, got \[1, 4\]"),
+        (torch.tensor([-1, 1]), 1.0, r"whole numbers in 0..3"),
         (torch.tensor([1]), 1.0, r"must have shape \[2\], got \[1\]"),
         (None, 3.0, "guidance_scale 3.0 needs class_label"),
     ],
@@ -212,50 +210,6 @@ def test_an_empty_module_becomes_the_saved_one(saved):
     assert again.image_resolution == 8
     again.eval()
     assert torch.equal(sample(again, 2), sample(ddpm, 2))
-
-
-def test_code_in_a_file_does_not_run(tmp_path):
-    path, witness = tmp_path / "evil.ckpt", tmp_path / "ran"
-    torch.save({"format": "ddpm-image", "version": 1, "network": Harmful(witness)}, path)
-    with pytest.raises(ValueError, match="not a checkpoint of this program"):
-        read_checkpoint(path)
-    path.write_bytes(pickle.dumps(Harmful(witness)))
-    with pytest.raises(ValueError, match="not a checkpoint of this program"):
-        read_checkpoint(path)
-    assert not witness.exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda c: c.update(version=9), "checkpoint version 9, this program reads 1"),
-        (lambda c: c.update(format="ddpm-2d"), "not a checkpoint of this program"),
-        (lambda c: c.pop("predictor"), "does not fit"),
-        (lambda c: c.update(predictor="velocity"), "unknown predictor 'velocity'"),
-        (lambda c: c["network"].update(ch=64), "does not fit"),
-        (lambda c: c["var_scheduler"].update(mode="sigmoid"), "unknown mode"),
-        (lambda c: c["state_dict"].popitem(), "does not fit"),
-    ],
-)
-def test_contradictions_are_refused_in_one_line(saved, change, words):
-    ddpm, path = saved
-    checkpoint = torch.load(path, weights_only=True)
-    change(checkpoint)
-    torch.save(checkpoint, path)
-    network = ddpm.network
-    with pytest.raises(ValueError, match=words) as refusal:
-        ddpm.load(path)
-    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
-    assert ddpm.network is network
-
-
-def test_cut_files_are_refused(saved):
-    ddpm, path = saved
-    content = path.read_bytes()
-    for keep in (0, 10, len(content) // 2, len(content) - 1):
-        path.write_bytes(content[:keep])
-        with pytest.raises(ValueError, match="not a checkpoint of this program"):
-            ddpm.load(path)
 
 
 def test_a_network_that_numbers_cannot_rebuild_is_not_saved(tmp_path):

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from checkpoint import read_checkpoint
 from drawn_faces import write_drawn_set
-from model import DiffusionModule, read_checkpoint
+from model import DiffusionModule
 from oracles import awake, refused
 from scheduler import MODES, PREDICTORS
 
@@ -75,7 +76,7 @@ def test_what_a_run_writes_down(program, faces, tmp_path):
 
     config = json.loads((folder / "config.json").read_text())
     assert config["batch_size"] == 4 and config["beta_1"] == 1e-4 and config["seed"] == 63 and config["hflip"] is True
-    assert config["drawn_faces"] is True and config["num_classes"] == 3
+    assert config["drawn_faces"] is True and config["classes"] == ["cat", "dog", "wild"] and config["num_images"] == 12
 
     rows = list(csv.DictReader((folder / "stats.csv").open()))
     assert [int(row["step"]) for row in rows] == [50, 100, 110]
@@ -100,11 +101,11 @@ def test_two_runs_of_one_second_do_not_collide(faces, tmp_path, monkeypatch):
 
 
 def test_average_warms_up_and_then_has_its_decay():
-    import train
+    import trainer
 
     network = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.ones_(network.weight)
-    ema = train.EMA(network, decay=0.5)
+    ema = trainer.EMA(network, decay=0.5)
     torch.nn.init.zeros_(network.weight)
     expected = 1.0
     for step in range(1, 30):
@@ -176,7 +177,7 @@ def test_schedule_and_predictor_are_checked_against_the_checkpoint(program, trai
     assert refused(program("sampling.py", *base, "--use_cfg"), "was trained without it")
     run = program("sampling.py", *base, "--mode", "cosine", "--predictor", "noise")
     assert run.returncode == 0, run.stderr
-    assert refused(program("sampling.py", *base), "--save_dir: out is not empty")
+    assert refused(program("sampling.py", *base, "--seed", 1), "(seed 0 there, 1 here)")
 
 
 def test_a_stopped_run_goes_on_in_its_folder(program, task_folder, faces, tmp_path):
@@ -212,7 +213,7 @@ def test_a_stopped_run_goes_on_in_its_folder(program, task_folder, faces, tmp_pa
         (["--batch_size", "0"], "--batch_size: '0' is not a whole number >= 1"),
         (["--batch_size", "100"], "fewer than one batch of 100"),
         (["--dropout", "2"], "--dropout: '2' is not a number from 0 to 0.99"),
-        (["--beta_1", "0.5", "--beta_T", "0.1"], "0 < beta_1 <= beta_T < 1"),
+        (["--beta_1", "0.5", "--beta_T", "0.1"], "--beta_1: 0.5 is larger than --beta_T, 0.1"),
         (["--image_resolution", "20", "--ch_mult", "1", "1", "1", "1"], "multiple of 8"),
         (["--ch", "40"], "multiple of 32"),
         (["--attn", "7"], "attn names levels"),
@@ -233,7 +234,7 @@ def test_bad_training_arguments_end_in_one_line_and_leave_nothing(program, faces
         ([], "required: --ckpt_path, --save_dir"),
         (["--ckpt_path", "none.ckpt", "--save_dir", "out"], "none.ckpt"),
         (["--ckpt_path", "text.ckpt", "--save_dir", "out"], "text.ckpt: not a checkpoint of this program"),
-        (["--ckpt_path", "text.ckpt", "--save_dir", "text.ckpt"], "'text.ckpt' is in the way"),
+        (["--ckpt_path", "text.ckpt", "--save_dir", "text.ckpt"], "text.ckpt is a file, where a folder is wanted"),
         (["--ckpt_path", "text.ckpt", "--save_dir", "out", "--num_samples", "0"], "--num_samples: '0'"),
     ],
 )
@@ -263,3 +264,21 @@ def test_contact_sheet_shows_the_images_in_the_order_of_their_numbers(program, t
     assert [sheet.getpixel((3 + 6 * (i % 4), 3 + 6 * (i // 4)))[0] for i in range(11)] == list(range(11))
     (tmp_path / "empty").mkdir()
     assert refused(program("pictures.py", "empty", "--out", "sheet.png"), "holds no images")
+
+
+def test_a_sheet_is_not_put_among_the_images_that_it_shows(program, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "in" / "0.png")
+    assert refused(program("pictures.py", "in", "--out", "in/deeper/sheet.png"), "would lie among the images")
+    assert refused(program("pictures.py", "in", "--out", "in/sheet.png"), "would lie among the images")
+
+
+def test_a_wrong_place_for_the_data_or_the_checkpoint_is_said(program, trained, tmp_path):
+    assert refused(
+        program("train.py", "--data_root", "typo"), "typo holds no train/ and val/; `python dataset.py --data_root"
+    )
+    assert not list(tmp_path.iterdir())
+    run = program("sampling.py", "--ckpt_path", trained, "--save_dir", "out")
+    assert refused(run, f"is a folder; try {trained / 'last.ckpt'}")
+    assert refused(program("sampling.py", "--ckpt_path", "no.ckpt", "--save_dir", "out"), "no.ckpt: No such file")
+    assert not list(tmp_path.iterdir())

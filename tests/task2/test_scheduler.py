@@ -85,7 +85,7 @@ def test_cosine_is_capped_where_it_should_be():
     [
         ((10, 1e-4, 0.02, "sigmoid"), "'sigmoid': choose one of linear, quad, cosine"),
         ((10, 1e-4, 0.02, "linear", "medium"), "'medium': choose small or large"),
-        ((0, 1e-4, 0.02), "num_train_timesteps must be at least 1"),
+        ((0, 1e-4, 0.02), "num_train_timesteps must be from 1"),
         ((10, 0.02, 1e-4), "got 0.02 and 0.0001"),
     ],
 )

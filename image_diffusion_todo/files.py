@@ -1,0 +1,51 @@
+"""Files that are whole or not there, whatever happens while they are written."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` at the end of the block.
+
+    It is written beside `path`, flushed to the disk and renamed, so that a kill, a full disk or a power cut leaves the
+    old file or the new one, never a part. An error removes what was written; after a kill, `remove_partials` does.
+
+    Raises:
+        OSError: when it cannot be written, naming `path`.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _flush_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink()
+        # torch.save turns an error of the file that it writes to into a RuntimeError of its own.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, f"cannot be written: {cause.strerror}", str(path)) from error
+        raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Let the renaming itself survive a power cut, where the system can."""
+    with suppress(OSError):  # Windows opens no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed programs were writing in `folder` when they were killed."""
+    for partial in folder.glob(".*.partial"):
+        partial.unlink()

@@ -1,0 +1,338 @@
+"""A training run: what it does in a step, what it writes down, and how it goes on after a stop.
+
+A run that was interrupted and resumed ends with the very numbers of one that was not: `last.ckpt` holds the states of
+all random generators, and the images of a step follow from the seed and the number of the step (`TrainingBatches`).
+"""
+
+import argparse
+import copy
+import csv
+import io
+import math
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import nn
+
+from checkpoint import read_checkpoint, write_checkpoint
+from dataset import is_drawn, tensor_to_pil_image
+from files import remove_partials, replacing
+from model import DiffusionModule, ImageNoise
+from network import UNet
+from pictures import follow, trajectory_picture
+from scheduler import DDPMScheduler
+
+STATS_EVERY = 50  # steps that share a row of stats.csv; their losses are read from the device at once
+COLUMNS = ("step", "loss", "learning_rate", "images_per_second")  # of stats.csv
+
+
+def build_model(args: argparse.Namespace, num_classes: int) -> DiffusionModule:
+    """The model that the flags of train.py describe.
+
+    Raises:
+        ValueError: for settings that do not fit together.
+    """
+    network = UNet(
+        T=args.num_diffusion_train_timesteps,
+        image_resolution=args.image_resolution,
+        ch=args.ch,
+        ch_mult=args.ch_mult,
+        attn=args.attn,
+        num_res_blocks=args.num_res_blocks,
+        dropout=args.dropout,
+        use_cfg=args.use_cfg,
+        cfg_dropout=args.cfg_dropout,
+        num_classes=num_classes if args.use_cfg else None,
+    )
+    schedule = DDPMScheduler(args.num_diffusion_train_timesteps, args.beta_1, args.beta_T, args.mode)
+    return DiffusionModule(network, schedule, args.predictor)
+
+
+class EMA:
+    """An exponential moving average of weights (DDPM, App. B), which samples better than the last weights.
+
+    With a warm-up: after n steps the decay is at most (1 + n) / (10 + n), so that short runs are not
+    weighed down by their random start.
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Take in the weights after `step` steps."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM came while something was done that need not be finished."""
+
+
+class StopSignals:
+    """Ctrl-C and SIGTERM ask for a stop after the present step; `requested` says whether one came."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def _request(self, *_: object) -> None:
+        self.requested = True
+
+    def __enter__(self) -> "StopSignals":
+        self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def watch(self, steps: Iterator[Any]) -> Iterator[Any]:
+        """The same steps; raises `Stopped` between two of them when a stop was asked for."""
+        for step in steps:
+            if self.requested:
+                raise Stopped
+            yield step
+
+
+class Trainer:
+    """The state of a run (network, average, optimizer, step) and what is written of it.
+
+    Args:
+        args: the flags of train.py.
+        num_classes: of the data.
+        device: to train on.
+        folder: where the run is written, and where a resumed one is read from.
+    """
+
+    def __init__(self, args: argparse.Namespace, num_classes: int, device: torch.device, folder: Path):
+        self.args, self.folder, self.device = args, folder, device
+        self.ddpm = build_model(args, num_classes).to(device)
+        self.ema = EMA(self.ddpm.network, args.ema_decay)
+        self.averaged = DiffusionModule(self.ema.network, self.ddpm.var_scheduler, args.predictor)
+        self.optimizer = torch.optim.Adam(self.ddpm.network.parameters(), lr=args.learning_rate)
+        self.step = 0
+        self.saved_step = -1  # of last.ckpt
+        self.stats: list[dict] = []  # rows of stats.csv
+        self.recent: list[torch.Tensor] = []  # losses since the last row, still on the device
+        self.row_started = time.perf_counter()
+
+    # One step.
+
+    def train_step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """A gradient step on images [B, 3, H, W] in [-1, 1] and labels [B].
+
+        Raises:
+            ValueError: when the loss was not finite in one of the last `STATS_EVERY` steps.
+        """
+        images = images.to(self.device, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True) if self.args.use_cfg else None
+        if self.args.hflip:
+            mirrored = torch.rand(len(images), 1, 1, 1, device=self.device) < 0.5
+            images = torch.where(mirrored, images.flip(3), images)
+
+        rate = self.args.learning_rate * min(1.0, (self.step + 1) / max(1, self.args.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self.ddpm.get_loss(images, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        self.ema.update(self.ddpm.network, self.step)
+
+        self.recent.append(loss.detach())
+        if self.step % STATS_EVERY == 0 or self.step == self.args.train_num_steps:
+            mean_loss = sum(self._check_losses()) / len(self.recent)
+            seconds = time.perf_counter() - self.row_started
+            speed = len(self.recent) * len(images) / seconds
+            row = self.step, f"{mean_loss:.6f}", f"{rate:.3g}", f"{speed:.2f}"
+            self.stats.append(dict(zip(COLUMNS, row, strict=True)))
+            self.recent = []
+            self.row_started = time.perf_counter()
+
+    def _check_losses(self) -> list[float]:
+        """The losses since the last row of stats.csv, read from the device.
+
+        Raises:
+            ValueError: when one is not finite.
+        """
+        losses = torch.stack(self.recent).tolist() if self.recent else []
+        for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise ValueError(f"the loss of step {step} is {loss}: training has failed. {self._way_back()}")
+        return losses
+
+    def _way_back(self) -> str:
+        if not (self.folder / "last.ckpt").exists():
+            return "Nothing was saved; a smaller --learning_rate may help"
+        return (
+            "The last checkpoint is from before that; go on from there, more carefully, with: "
+            f"python train.py --resume {self.folder} --learning_rate {self.args.learning_rate / 2:g}"
+        )
+
+    # Pictures, numbers, checkpoints.
+
+    def record(self, stop: StopSignals) -> None:
+        """Checkpoint and pictures of the present step; pictures that a stop prevents are made on resuming.
+
+        Raises:
+            ValueError: when training has failed; the last checkpoint stays.
+            OSError: when something cannot be written.
+        """
+        started = time.perf_counter()
+        self.save()
+        with suppress(Stopped):
+            self.draw(stop)
+        self.row_started += time.perf_counter() - started  # does not count as training time
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the pictures of the present step are there; the trajectory is written last."""
+        return self._trajectory_path().exists()
+
+    def _trajectory_path(self) -> Path:
+        return self.folder / f"step={self.step}-traj.png"
+
+    def draw(self, stop: StopSignals) -> None:
+        """Four samples of the averaged weights and the way to them, from one chain of one batch.
+
+        The noise is the same each time, so that the pictures of a run show the same four becoming better.
+
+        Raises:
+            Stopped: when a stop was asked for meanwhile.
+        """
+        numbers = range(4)
+        noise = ImageNoise(self.args.seed, numbers, self.args.image_resolution, self.device)
+        labels = None
+        if self.args.use_cfg:
+            labels = torch.tensor([i % self.ddpm.network.num_classes + 1 for i in numbers], device=self.device)
+        chain = self.averaged.reverse_process(len(numbers), labels, noise=noise)
+        frames = follow(stop.watch(chain), self.args.num_diffusion_train_timesteps)
+        for i, image in enumerate(tensor_to_pil_image(frames[-1])):
+            with replacing(self.folder / f"step={self.step}-{i}.png") as file:
+                image.save(file, format="PNG")
+        with replacing(self._trajectory_path()) as file:
+            trajectory_picture(frames).save(file, format="PNG")
+
+    def write_stats(self) -> None:
+        """stats.csv and loss.png, made anew."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.stats)
+        with replacing(self.folder / "stats.csv") as file:
+            file.write(text.getvalue().encode())
+
+        fig, ax = plt.subplots(figsize=(8, 4))
+        ax.plot([r["step"] for r in self.stats], [float(r["loss"]) for r in self.stats], linewidth=0.8)
+        ax.set(xlabel="step", ylabel=f"loss, mean of {STATS_EVERY} steps", yscale="log")
+        drawn = ", drawn faces" * is_drawn(self.args.data_root)
+        ax.set_title(f"{self.args.predictor} predictor, {self.args.mode} schedule{drawn}")
+        ax.grid(alpha=0.3)
+        with replacing(self.folder / "loss.png") as file:
+            fig.savefig(file, format="png", dpi=110, bbox_inches="tight")
+        plt.close(fig)
+
+    def save(self) -> None:
+        """last.ckpt: a `DiffusionModule` of the averaged weights, and what training needs to go on. Then the numbers.
+
+        Raises:
+            ValueError: when losses or weights are not finite; the last checkpoint stays.
+            OSError: when it cannot be written; likewise.
+        """
+        if self.saved_step == self.step:
+            return
+        training = {
+            "step": self.step,
+            "network": self.ddpm.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "stats": self.stats,
+            "recent": self._check_losses(),
+            "row_seconds": time.perf_counter() - self.row_started,
+            "random": random_states(),
+        }
+        try:
+            write_checkpoint(self.averaged.checkpoint() | {"training": training}, self.folder / "last.ckpt")
+        except ValueError as error:
+            raise ValueError(f"step {self.step}: {error}: training has failed. {self._way_back()}") from error
+        self.saved_step = self.step
+        self.write_stats()
+
+    def load(self) -> None:
+        """Take up the state of the folder's last.ckpt. Where none was written yet, the run starts anew.
+
+        Raises:
+            OSError, ValueError: when the checkpoint is gone or damaged, or not one of this run.
+        """
+        remove_partials(self.folder)
+        path = self.folder / "last.ckpt"
+        if not path.exists() and not (self.folder / "stats.csv").exists():
+            return
+        checkpoint = read_checkpoint(path)
+        try:
+            for name, ours in self.averaged.checkpoint().items():
+                if name != "state_dict" and checkpoint[name] != ours:
+                    raise ValueError(f"its {name} is {checkpoint[name]}, the run has {ours}")
+            training = checkpoint["training"]
+            self.ema.network.load_state_dict(checkpoint["state_dict"])
+            self.ddpm.network.load_state_dict(training["network"])
+            self._load_optimizer(training["optimizer"])
+            self.step = _at_least(0, training["step"], int)
+            self.stats = [{name: row[name] for name in COLUMNS} for row in training["stats"]]
+            self.recent = [torch.tensor(_at_least(0, x, float), device=self.device) for x in training["recent"]]
+            self.row_started = time.perf_counter() - _at_least(0, training["row_seconds"], float)
+            restore_random_states(training["random"])
+        except Exception as error:  # plain data of any kind may stand where numbers should
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path}: this run cannot be resumed from it: {reason}") from error
+        self.saved_step = self.step
+        self.write_stats()  # in case that the run was killed between the checkpoint and these
+
+    def _load_optimizer(self, state: dict) -> None:
+        parameters = list(self.ddpm.network.parameters())
+        for index, moments in state["state"].items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments[name].shape != parameters[index].shape or not moments[name].isfinite().all():
+                    raise ValueError(f"the optimizer's {name} of parameter {index} does not fit")
+        self.optimizer.load_state_dict(state)
+
+
+def _at_least(low: float, value: Any, kind: type) -> Any:
+    if type(value) is not kind or not low <= value < math.inf:
+        raise ValueError(f"{value!r} is not a number >= {low}")
+    return value
+
+
+def random_states() -> dict:
+    """The states of all generators that training draws from, as plain data."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict) -> None:
+    """The reverse of `random_states`."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])

@@ -1,0 +1,427 @@
+"""Nothing is lost: runs that are stopped, killed, or out of disk go on to the very end they would have had."""
+
+import csv
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from checkpoint import read_checkpoint
+from drawn_faces import write_drawn_set
+from model import DiffusionModule, ImageNoise
+from oracles import awake, refused
+from processes import PROGRAMS, Program
+
+TINY = ["--ch", 32, "--ch_mult", 1, "--attn", "--num_res_blocks", 1, "--image_resolution", 8]
+TINY += ["--num_diffusion_train_timesteps", 12]
+RUN = [*TINY, "--batch_size", 4, "--log_interval", 20, "--hflip", "--use_cfg", "--dropout", 0.2, "--ema_decay", 0.99]
+STEPS = 70
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    root = tmp_path_factory.mktemp("faces") / "afhq"
+    write_drawn_set(root, 5)  # 15 images: three batches of 4 and 3 left over
+    return root
+
+
+def only_run(tmp_path):
+    (config,) = (tmp_path / "results").rglob("config.json")
+    return config.parent
+
+
+def bits(thing):
+    """Any nest of plain data and tensors, with each tensor as its bytes."""
+    if isinstance(thing, torch.Tensor):
+        return thing.dtype, thing.shape, thing.numpy().tobytes()
+    if isinstance(thing, dict):
+        return {key: bits(value) for key, value in thing.items()}
+    if isinstance(thing, list | tuple):
+        return [bits(value) for value in thing]
+    return thing
+
+
+def end_of(folder):
+    """All that a run leaves that does not depend on the speed of the machine."""
+    checkpoint = read_checkpoint(folder / "last.ckpt")
+    training = checkpoint["training"]
+    del training["row_seconds"]
+    training["stats"] = [{k: row[k] for k in ("step", "loss", "learning_rate")} for row in training["stats"]]
+    rows = [row[:3] for row in csv.reader((folder / "stats.csv").open())]
+    pictures = {path.name: path.read_bytes() for path in folder.glob("step=*.png")}
+    return bits(checkpoint), rows, pictures
+
+
+@pytest.fixture(scope="module")
+def undisturbed(faces, tmp_path_factory):
+    place = tmp_path_factory.mktemp("undisturbed")
+    run = Program("train.py", "--data_root", faces, *RUN, "--train_num_steps", STEPS, place=place)
+    assert run.finish() == 0, run.said
+    return end_of(only_run(place))
+
+
+def stop_at(step, monkeypatch, number=signal.SIGINT):
+    """Let a signal come in the middle of that step."""
+    from trainer import Trainer
+
+    ordinary = Trainer.train_step
+
+    def train_step(trainer, images, labels):
+        if trainer.step == step - 1:
+            os.kill(os.getpid(), number)
+        ordinary(trainer, images, labels)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+@pytest.mark.parametrize("steps", [(1,), (20,), (49, 50, 51), (60, 61), (7, 13, 40, 69)])
+def test_stopped_and_resumed_is_bit_for_bit_the_same(program, undisturbed, faces, tmp_path, monkeypatch, steps):
+    resume = ["--data_root", faces, *RUN, "--train_num_steps", STEPS]
+    for step in steps:
+        with monkeypatch.context() as patch:
+            stop_at(step, patch, random.choice([signal.SIGINT, signal.SIGTERM]))
+            run = program("train.py", *resume)
+        assert run.returncode == 0, run.stderr
+        folder = only_run(tmp_path)
+        assert re.search(rf"stopped at step {step}; go on with: python train.py --resume .*{folder.name}", run.stdout)
+        resume = ["--resume", folder]
+    run = program("train.py", *resume)
+    assert run.returncode == 0, run.stderr
+    assert end_of(folder) == undisturbed
+    names = {path.name for path in folder.iterdir() if "step=" not in path.name}
+    assert names == {"config.json", "last.ckpt", "loss.png", "stats.csv"}
+
+
+def test_a_stop_during_the_pictures_makes_them_later(program, undisturbed, faces, tmp_path, monkeypatch):
+    import trainer
+
+    ordinary = trainer.follow
+
+    def interrupted(chain, *details):
+        os.kill(os.getpid(), signal.SIGINT)
+        return ordinary(chain, *details)
+
+    arguments = ["--data_root", faces, *RUN, "--train_num_steps", STEPS]
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "follow", interrupted)
+            run = program("train.py", *arguments)
+        assert run.returncode == 0 and "stopped at step 0" in run.stdout
+        folder = only_run(tmp_path)
+        assert not list(folder.glob("step=*"))
+        arguments = ["--resume", folder]
+    assert program("train.py", *arguments).returncode == 0
+    assert end_of(folder) == undisturbed
+
+
+def kill_until_done(faces, place, kills, longest):
+    """Start, kill -9 at a random moment, resume, and so on; then let it finish. How many kills hit."""
+    chance = random.Random(kills)
+    hit = 0
+    for _ in range(kills):
+        folders = list((place / "results").rglob("config.json"))
+        if folders:
+            arguments = ["--resume", folders[0].parent]
+        else:  # killed before the run had a folder
+            shutil.rmtree(place / "results", ignore_errors=True)
+            arguments = ["--data_root", faces, *RUN, "--train_num_steps", STEPS]
+        hit += Program("train.py", *arguments, place=place).kill(chance.uniform(0, longest))
+        for path in place.rglob("last.ckpt"):
+            read_checkpoint(path)  # whole, whenever the kill came
+    run = Program("train.py", *(arguments if not folders else ["--resume", folders[0].parent]), place=place)
+    assert run.finish() == 0, run.said
+    return hit
+
+
+@pytest.mark.parametrize(
+    ("kills", "longest"), [(12, 1.0), pytest.param(300, 0.7, marks=pytest.mark.slow)], ids=["12 kills", "300 kills"]
+)
+def test_killed_again_and_again_it_ends_the_same(undisturbed, faces, tmp_path, kills, longest):
+    hit = kill_until_done(faces, tmp_path, kills, longest)
+    assert hit >= kills / 4
+    folder = only_run(tmp_path)
+    assert end_of(folder) == undisturbed
+    assert not list(tmp_path.rglob("*.partial"))
+    print(f"{hit} of {kills} kills hit a running program; bits that differ: 0")
+
+
+@pytest.fixture
+def half_a_run(program, faces, tmp_path):
+    """A run of 3 steps that wants to be longer."""
+    run = program("train.py", "--data_root", faces, *RUN, "--train_num_steps", 3)
+    assert run.returncode == 0, run.stderr
+    return only_run(tmp_path)
+
+
+def test_a_file_that_cannot_be_written_costs_nothing(half_a_run, tmp_path):
+    before = (half_a_run / "last.ckpt").read_bytes()
+    run = Program(
+        "train.py", "--resume", half_a_run, "--train_num_steps", 9, place=tmp_path, largest_file=len(before) // 2
+    )
+    assert run.finish() == 2
+    assert (
+        run.said.splitlines()[-1] == f"train.py: error: {half_a_run / 'last.ckpt'}: cannot be written: File too large"
+    )
+    assert (half_a_run / "last.ckpt").read_bytes() == before
+    assert not list(half_a_run.glob(".*"))
+    run = Program("train.py", "--resume", half_a_run, place=tmp_path)
+    assert run.finish() == 0, run.said
+    assert read_checkpoint(half_a_run / "last.ckpt")["training"]["step"] == 9
+
+
+def test_a_full_disk_is_said_and_costs_nothing(half_a_run, tmp_path):
+    """On a disk of its own, too small for two checkpoints."""
+    size = (half_a_run / "last.ckpt").stat().st_size
+    total = sum(path.stat().st_size for path in half_a_run.iterdir())
+    script = f"""
+        mount -t tmpfs -o size={total + size // 2} tmpfs "$2" || exit 77
+        cp -r "$1"/. "$2" && cd "$2" && {sys.executable} "$3" --resume . --train_num_steps 9
+        code=$?; cmp last.ckpt "$1/last.ckpt" && ls -A && exit $code
+    """
+    (tmp_path / "disk").mkdir()
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
+    command += [half_a_run, tmp_path / "disk", PROGRAMS / "train.py"]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TQDM_DISABLE": "1"})
+    except FileNotFoundError:
+        pytest.skip("no unshare on this system")
+    if run.returncode in (1, 77) and "train.py" not in run.stderr:
+        pytest.skip("this system lets nobody but its administrator have a disk")
+    assert run.returncode == 2, run.stderr
+    assert run.stderr.splitlines()[-1] == "train.py: error: last.ckpt: cannot be written: No space left on device"
+    assert not re.search("partial", run.stdout)
+
+
+def test_training_that_has_failed_stops_and_poisons_no_checkpoint(program, faces, tmp_path, monkeypatch):
+    from trainer import Trainer
+
+    ordinary = Trainer.train_step
+
+    def train_step(trainer, images, labels):
+        ordinary(trainer, images * float("nan") if trainer.step == 26 else images, labels)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    run = program("train.py", "--data_root", faces, *RUN, "--train_num_steps", STEPS)
+    assert refused(run, "the loss of step 27 is nan: training has failed")
+    folder = only_run(tmp_path)
+    assert f"--resume {folder.relative_to(tmp_path)} --learning_rate 0.0001" in run.stderr
+    checkpoint = read_checkpoint(folder / "last.ckpt")
+    assert checkpoint["training"]["step"] == 20
+    monkeypatch.undo()
+    os.chdir(tmp_path)
+    run = program("train.py", "--resume", folder, "--learning_rate", "0.0001", "--train_num_steps", 30)
+    assert run.returncode == 0, run.stderr
+    assert json.loads((folder / "config.json").read_text())["learning_rate"] == 0.0001
+
+
+def test_weights_that_are_not_finite_are_not_saved(program, faces, tmp_path, monkeypatch):
+    from trainer import Trainer
+
+    ordinary = Trainer.train_step
+
+    def train_step(trainer, images, labels):
+        ordinary(trainer, images, labels)
+        if trainer.step == 40:
+            with torch.no_grad():
+                trainer.ema.network.head.bias[0] = float("inf")
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    run = program("train.py", "--data_root", faces, *RUN, "--train_num_steps", STEPS)
+    assert refused(run, "step 40: weights hold numbers that are not finite: head.bias: training has failed")
+    assert read_checkpoint(only_run(tmp_path) / "last.ckpt")["training"]["step"] == 20
+
+
+# What --resume checks.
+
+
+def test_more_steps_are_allowed_and_fewer_are_not(program, half_a_run):
+    run = program("train.py", "--resume", half_a_run, "--train_num_steps", 5)
+    assert run.returncode == 0, run.stderr
+    assert json.loads((half_a_run / "config.json").read_text())["train_num_steps"] == 5
+    assert refused(program("train.py", "--resume", half_a_run, "--train_num_steps", 4), "is already at step 5")
+    before = (half_a_run / "last.ckpt").read_bytes()
+    assert program("train.py", "--resume", half_a_run).returncode == 0  # nothing to do
+    assert (half_a_run / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--batch_size", "2", "--batch_size 2 (the run has 4)"),
+        ("--mode", "quad", "--mode quad (the run has linear)"),
+        ("--ch_mult", "2", "--ch_mult [2] (the run has [1])"),
+        ("--skip_broken", None, "--skip_broken True (the run has False)"),
+    ],
+)
+def test_flags_that_contradict_the_run_are_named(program, half_a_run, flag, value, words):
+    arguments = [flag] if value is None else [flag, value]
+    assert refused(program("train.py", "--resume", half_a_run, *arguments), words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch_size": "many"}, "argument --batch_size: 'many' is not a whole number"),
+        ({"batch_size": -4}, "argument --batch_size: '-4' is not a whole number"),
+        ({"ch_mult": [1, 2, [3]]}, "argument --ch_mult: '[3]' is not"),
+        ({"hflip": 3}, "unrecognized arguments: 3"),
+        ({"mode": None}, "argument --mode: invalid choice: 'None'"),
+        ({"num_images": 14}, "num_images is 15 now, and was 14"),
+        ({"predictor": "x0"}, "cannot be resumed from it: its predictor is noise, the run has x0"),
+        ({"ch": 64}, "cannot be resumed from it: its network is"),
+    ],
+)
+def test_a_config_that_was_tampered_with_is_refused(program, half_a_run, change, words):
+    path = half_a_run / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert refused(program("train.py", "--resume", half_a_run), words)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", "{", "\x00"])
+def test_a_config_that_is_none_is_refused(program, half_a_run, content):
+    (half_a_run / "config.json").write_text(content)
+    assert refused(program("train.py", "--resume", half_a_run), "config.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.update(step=-1),
+        lambda t: t.update(step="3"),
+        lambda t: t.update(stats=[{}]),
+        lambda t: t.update(recent=[float("nan")]),
+        lambda t: t.update(row_seconds=None),
+        lambda t: t.pop("random"),
+        lambda t: t["random"].update(torch=torch.zeros(3)),
+        lambda t: t["random"].update(numpy=()),
+        lambda t: t["network"].popitem(),
+        lambda t: t["optimizer"].update(state={0: {"exp_avg": torch.zeros(1), "exp_avg_sq": torch.zeros(1)}}),
+        lambda t: t["optimizer"]["state"][0]["exp_avg"].fill_(float("inf")),
+        lambda t: t["optimizer"].clear(),
+    ],
+)
+def test_a_checkpoint_whose_training_state_does_not_fit_is_refused(program, half_a_run, change):
+    path = half_a_run / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    change(checkpoint["training"])
+    torch.save(checkpoint, path)
+    assert refused(program("train.py", "--resume", half_a_run), "last.ckpt: ")
+
+
+def test_a_lost_checkpoint_is_not_silently_begun_anew(program, half_a_run):
+    (half_a_run / "last.ckpt").unlink()
+    assert refused(program("train.py", "--resume", half_a_run), "last.ckpt: No such file")
+
+
+# Sampling.
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A checkpoint of a network that is not near 0."""
+    from network import UNet
+    from scheduler import DDPMScheduler
+
+    torch.manual_seed(0)
+    network = awake(UNet(T=12, image_resolution=8, ch=32, ch_mult=[1], attn=[0], num_res_blocks=1))
+    path = tmp_path_factory.mktemp("model") / "model.ckpt"
+    DiffusionModule(network, DDPMScheduler(12, 1e-4, 0.3), "noise").save(path)
+    return path
+
+
+def images_in(folder):
+    assert all(re.fullmatch(r"\d+\.png", path.name) for path in folder.iterdir())
+    return {int(path.stem): path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_image_depends_on_seed_and_number_alone(program, model, tmp_path):
+    made = {}
+    for batch_size, num_samples in [(7, 7), (1, 3), (3, 5), (64, 6)]:
+        folder = tmp_path / f"{batch_size}"
+        run = program(
+            *("sampling.py", "--ckpt_path", model, "--save_dir", folder),
+            *("--batch_size", batch_size, "--num_samples", num_samples),
+        )
+        assert run.returncode == 0, run.stderr
+        made[batch_size] = [torch.tensor(list(Image.open(folder / f"{i}.png").tobytes())) for i in range(num_samples)]
+    assert len({tuple(image.tolist()) for image in made[7]}) == 7
+    for images in made.values():
+        # Batches of other sizes may be rounded in another way, which shows in a level of 255 at most.
+        assert all((a - b).abs().max() <= 1 for a, b in zip(images, made[7], strict=False))
+
+
+def test_images_that_are_there_are_not_made_again(program, model, tmp_path):
+    base = ["sampling.py", "--ckpt_path", model, "--batch_size", 4]
+    assert program(*base, "--save_dir", "whole", "--num_samples", 10).returncode == 0
+    assert program(*base, "--save_dir", "parts", "--num_samples", 6).returncode == 0
+    parts = tmp_path / "parts"
+    (parts / "3.png").unlink()
+    cut = (parts / "4.png").read_bytes()
+    (parts / "4.png").write_bytes(cut[: len(cut) - 60])
+    (parts / ".5.png.123.partial").write_bytes(cut[:100])
+    untouched = {i: (parts / f"{i}.png").stat().st_mtime_ns for i in (0, 1, 2, 5)}
+    run = program(*base, "--save_dir", "parts", "--num_samples", 10)
+    assert run.returncode == 0 and "4 of 10 images are there already" in run.stdout
+    assert {i: (parts / f"{i}.png").stat().st_mtime_ns for i in untouched} == untouched
+    assert images_in(parts).keys() == images_in(tmp_path / "whole").keys()
+    run = program(*base, "--save_dir", "parts", "--num_samples", 10)
+    assert run.returncode == 0 and "10 of 10" in run.stdout
+
+
+def test_killed_sampling_goes_on(model, tmp_path):
+    base = ["sampling.py", "--ckpt_path", model, "--batch_size", 1, "--num_samples", 40]
+    whole = Program(*base, "--save_dir", tmp_path / "whole", place=tmp_path)
+    assert whole.finish() == 0, whole.said
+    chance = random.Random(0)
+    hit = 0
+    for _ in range(6):
+        hit += Program(*base, "--save_dir", tmp_path / "killed", place=tmp_path).kill(chance.uniform(0.2, 0.9))
+    assert hit >= 2
+    last = Program(*base, "--save_dir", tmp_path / "killed", place=tmp_path)
+    assert last.finish() == 0, last.said
+    assert images_in(tmp_path / "killed") == images_in(tmp_path / "whole")
+
+
+def test_a_save_folder_with_anything_else_is_refused_and_left_alone(program, model, tmp_path):
+    base = ["sampling.py", "--ckpt_path", model, "--save_dir", "out"]
+    assert program(*base, "--num_samples", 3).returncode == 0
+    out = tmp_path / "out"
+    before = images_in(out)
+    assert refused(program(*base, "--num_samples", 2), "2.png, which is not one of the 2 images")
+    run = program(*base, "--num_samples", 3, "--seed", 5)
+    assert refused(run, "0.png was not made with these settings (seed 0 there, 5")
+    other = torch.load(model, weights_only=True)
+    other["state_dict"]["head.bias"] += 1
+    torch.save(other, tmp_path / "other.ckpt")
+    run = program("sampling.py", "--ckpt_path", "other.ckpt", "--save_dir", "out", "--num_samples", 3)
+    assert refused(run, "was not made with these settings (model ")
+    Image.new("RGB", (8, 8)).save(out / "1.png")
+    assert refused(program(*base, "--num_samples", 3), "1.png was not made with these settings (it carries no mark")
+    (out / "1.png").write_bytes(b"")
+    assert refused(program(*base, "--num_samples", 3), "1.png was not made with these settings")
+    (out / "1.png").write_bytes(before[1])
+    (out / "notes.txt").write_text("mine")
+    assert refused(program(*base, "--num_samples", 3), "notes.txt, which is not one of the 3 images")
+
+
+def test_noise_belongs_to_the_image():
+    together = ImageNoise(3, [0, 1, 5], 8, torch.device("cpu"))
+    alone = ImageNoise(3, [5], 8, torch.device("cpu"))
+    other_seed = ImageNoise(4, [5], 8, torch.device("cpu"))
+    draws = []
+    for _ in range(2 * ImageNoise.BLOCK + 3):
+        noise, single = together(), alone()
+        assert noise.shape == (3, 3, 8, 8) and torch.equal(noise[2:], single)
+        assert not torch.equal(other_seed(), single)
+        draws.append(noise)
+    draws = torch.stack(draws)
+    assert len(draws.flatten().unique()) > 0.99 * draws.numel()  # no step, image or pixel is another's copy
+    assert abs(draws.mean()) < 0.05 and abs(draws.std() - 1) < 0.05
