@@ -4,6 +4,7 @@
     network             the arguments of `UNet`
     var_scheduler       the arguments of `DDPMScheduler`
     predictor           "noise", "x0" or "mean"
+    parametrization     "direct" (also where it is absent) or "preconditioned"
     state_dict          the weights to sample from
     training            only in those that train.py writes: see `Trainer.save`
 
@@ -20,7 +21,7 @@ import torch
 
 from files import replacing
 from network import UNet
-from scheduler import PREDICTORS, DDPMScheduler
+from scheduler import PARAMETRIZATIONS, PREDICTORS, DDPMScheduler
 
 FORMAT = "ddpm-image"
 VERSION = 1
@@ -97,6 +98,8 @@ def _check_contents(checkpoint: dict, file_size: int) -> None:
     DDPMScheduler(**checkpoint["var_scheduler"])
     if checkpoint["predictor"] not in PREDICTORS:
         raise ValueError(f"unknown predictor {reprlib.repr(checkpoint['predictor'])}")
+    if checkpoint.get("parametrization", "direct") not in PARAMETRIZATIONS:
+        raise ValueError(f"unknown parametrization {reprlib.repr(checkpoint['parametrization'])}")
 
 
 def _check_weights(weights: dict, expected: dict[str, torch.Tensor], file_size: int) -> None:

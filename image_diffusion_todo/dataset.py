@@ -208,22 +208,39 @@ class TrainingBatches:
     So a run that is resumed at step n sees the images that it would have seen. A pass over the data takes them in an
     order drawn from (seed, number of the pass), and leaves out the last few that do not fill a batch.
 
+    On a GPU the bytes of all images lie in its memory, if they fit well.
+
     Args:
         dataset: images as bytes, from `AFHQDataModule`.
         batch_size: images in a batch.
         seed: at least 0.
+        device: where the images are wanted.
+        share: which images of each batch; several processes take a share each.
     """
 
-    def __init__(self, dataset: _DecodedAFHQDataset, batch_size: int, seed: int):
+    def __init__(
+        self,
+        dataset: _DecodedAFHQDataset,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        share: slice = slice(None),
+    ):
         self.pixels, self.labels = dataset.pixels, torch.tensor(dataset.labels)
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.device, self.share = batch_size, seed, torch.device(device), share
         self.order_of_pass = lru_cache(maxsize=1)(self._order_of_pass)
+        if self.device.type == "cuda" and self.pixels.nbytes < torch.cuda.mem_get_info(self.device)[0] / 4:
+            self.pixels = torch.from_numpy(np.array(self.pixels)).to(self.device)
+            self.labels = self.labels.to(self.device)
 
     def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images [batch_size, 3, R, R] in [-1, 1] and labels [batch_size] of step 0, 1, 2, ..."""
         number, k = divmod(step, len(self.labels) // self.batch_size)
-        indices = self.order_of_pass(number)[k * self.batch_size : (k + 1) * self.batch_size]
-        return to_tensor(self.pixels[indices]), self.labels[indices]
+        indices = self.order_of_pass(number)[k * self.batch_size : (k + 1) * self.batch_size][self.share]
+        if isinstance(self.pixels, torch.Tensor):
+            indices = torch.from_numpy(indices).to(self.device, non_blocking=True)
+            return self.pixels[indices].float().div_(127.5).sub_(1), self.labels[indices]
+        return to_tensor(self.pixels[indices]).to(self.device), self.labels[indices].to(self.device)
 
     def _order_of_pass(self, number: int) -> np.ndarray:
         return np.random.default_rng([self.seed, number]).permutation(len(self.labels))
@@ -302,7 +319,9 @@ class AFHQDataModule:
                 "choose a smaller batch size"
             )
 
-    def train_batches(self, seed: int) -> TrainingBatches:
+    def train_batches(
+        self, seed: int, device: torch.device | str = "cpu", share: slice = slice(None)
+    ) -> TrainingBatches:
         """Batches as `train_dataloader` has them, but by the number of the step (for the default transform).
 
         Raises:
@@ -310,7 +329,7 @@ class AFHQDataModule:
         """
         self.train_ds.decode()
         self.check_batch_size()
-        return TrainingBatches(self.train_ds, self.batch_size, seed)
+        return TrainingBatches(self.train_ds, self.batch_size, seed, device, share)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches, all full: images [batch_size, 3, R, R] and labels [batch_size].

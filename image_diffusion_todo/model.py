@@ -10,6 +10,7 @@ answer with what the predictor stands for:
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from tqdm import tqdm
 
 from checkpoint import build_network, read_checkpoint, write_checkpoint
 from network import UNet
-from scheduler import PREDICTORS, DDPMScheduler, as_timesteps
+from samplers import build_sampler
+from scheduler import LOSS_WEIGHTS, PARAMETRIZATIONS, PREDICTORS, DDPMScheduler, as_timesteps, check_choice
 
 
 class DiffusionModule(nn.Module):
@@ -30,18 +32,34 @@ class DiffusionModule(nn.Module):
             None when a checkpoint is about to be loaded.
         var_scheduler: the schedule; None likewise.
         predictor: "noise", "x0" or "mean".
+        bf16: let the network compute in bfloat16, but for its last layer; everything else stays float32.
+        parametrization: "direct": the network says it in so many words; "preconditioned": it gives an output of unit
+            size from which the prediction follows (see `DDPMScheduler.precondition`).
+        loss_weight: how much each timestep's squared error counts (see `DDPMScheduler.loss_weight`).
 
     Raises:
-        ValueError: for an unknown predictor.
+        ValueError: for an unknown predictor, parametrization or loss weight.
     """
 
-    def __init__(self, network: nn.Module | None, var_scheduler: DDPMScheduler | None, predictor: str = "noise"):
+    def __init__(
+        self,
+        network: nn.Module | None,
+        var_scheduler: DDPMScheduler | None,
+        predictor: str = "noise",
+        bf16: bool = False,
+        parametrization: str = "direct",
+        loss_weight: str = "none",
+    ):
         super().__init__()
-        if predictor not in PREDICTORS:
-            raise ValueError(f"unknown predictor {predictor!r}: choose one of {', '.join(PREDICTORS)}")
+        check_choice("predictor", predictor, PREDICTORS)
+        check_choice("parametrization", parametrization, PARAMETRIZATIONS)
+        check_choice("loss weight", loss_weight, LOSS_WEIGHTS)
         self.network = network
         self.var_scheduler = var_scheduler
         self.predictor = predictor
+        self.bf16 = bf16
+        self.parametrization = parametrization
+        self.loss_weight = loss_weight
 
     @property
     def device(self) -> torch.device:
@@ -74,22 +92,22 @@ class DiffusionModule(nn.Module):
         self, x0: torch.Tensor, class_label: torch.Tensor | None = None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """MSE against the noise in x_t (eq. 14)."""
-        net_out, _, _, noise = self._try(x0, class_label, noise)
-        return F.mse_loss(net_out, noise)
+        net_out, _, t, noise = self._try(x0, class_label, noise)
+        return self._mean_square(net_out, noise, t)
 
     def get_loss_x0(
         self, x0: torch.Tensor, class_label: torch.Tensor | None = None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """MSE against the clean image."""
-        net_out, _, _, _ = self._try(x0, class_label, noise)
-        return F.mse_loss(net_out, x0)
+        net_out, _, t, _ = self._try(x0, class_label, noise)
+        return self._mean_square(net_out, x0, t)
 
     def get_loss_mean(
         self, x0: torch.Tensor, class_label: torch.Tensor | None = None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """MSE against the posterior mean (eq. 7), which is eq. 8 without its weight."""
         net_out, x_t, t, _ = self._try(x0, class_label, noise)
-        return F.mse_loss(net_out, self.var_scheduler.posterior_mean(x0, x_t, t))
+        return self._mean_square(net_out, self.var_scheduler.posterior_mean(x0, x_t, t), t)
 
     def _try(
         self, x0: torch.Tensor, class_label: torch.Tensor | None, noise: torch.Tensor | None
@@ -98,10 +116,24 @@ class DiffusionModule(nn.Module):
         class_label = self._check_labels(len(x0), class_label)
         t = self.var_scheduler.uniform_sample_t(len(x0), x0.device)
         x_t, noise = self.var_scheduler.add_noise(x0, t, noise)
-        return self._ask(x_t, t, class_label), x_t, t, noise
+        return self.ask(x_t, t, class_label), x_t, t, noise
 
-    def _ask(self, x_t: torch.Tensor, t: torch.Tensor, class_label: torch.Tensor | None) -> torch.Tensor:
-        return self.network(x_t, t) if class_label is None else self.network(x_t, t, class_label)
+    def _mean_square(self, net_out: torch.Tensor, target: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The mean of squared errors, weighted as asked for."""
+        if self.loss_weight == "none":
+            return F.mse_loss(net_out, target)
+        weight = self.var_scheduler.loss_weight(self.loss_weight, self.predictor)
+        return (weight[t] * (net_out - target).square().flatten(1).mean(dim=1)).mean()
+
+    def ask(self, x_t: torch.Tensor, t: int | torch.Tensor, class_label: torch.Tensor | None = None) -> torch.Tensor:
+        """The prediction for noisy images [B, 3, H, W] at timesteps t: noise, x_0 or mean [B, 3, H, W]."""
+        t = as_timesteps(t, x_t.device).expand(len(x_t))
+        labels = () if class_label is None else (class_label,)
+        with torch.autocast(x_t.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+            net_out = self.network(x_t, t, *labels)
+        if self.parametrization == "preconditioned":
+            net_out = self.var_scheduler.precondition(net_out, x_t, t, self.predictor)
+        return net_out
 
     # Sampling.
 
@@ -111,24 +143,31 @@ class DiffusionModule(nn.Module):
         return_traj: bool = False,
         class_label: torch.Tensor | None = None,
         guidance_scale: float = 1.0,
+        sample_method: str = "ddpm",
+        num_inference_steps: int | None = None,
+        eta: float = 0.0,
     ) -> torch.Tensor | list[torch.Tensor]:
-        """Images from noise in T steps (DDPM, Algorithm 2), in the network's present mode (see `eval`).
+        """Images from noise, by default in T steps (DDPM, Algorithm 2), in the network's present mode (see `eval`).
 
         Args:
             batch_size: B, how many images.
             return_traj: also keep the way there, on the CPU.
             class_label: [B], 0 .. num_classes; None for no class.
             guidance_scale: see `reverse_process`.
+            sample_method: "ddpm", "ddim" or "dpm" (see `samplers.py`).
+            num_inference_steps: how often the network is asked; None for as often as usual.
+            eta: how much fresh noise, for ddim.
 
         Returns:
             Images [B, 3, H, W], in [-1, 1] but for overshoot; with return_traj the list x_T ... x_0 of
-            T + 1 such tensors on the CPU.
+            T + 1 such tensors on the CPU, or as many as there are steps and 1.
 
         Raises:
-            ValueError: for labels that do not exist, or guidance without labels.
+            ValueError: for labels that do not exist, guidance without labels, or what `build_sampler` refuses.
         """
         traj = []
-        for x_t in self.reverse_process(batch_size, class_label, guidance_scale):
+        how = sample_method, num_inference_steps, eta
+        for x_t in self.reverse_process(batch_size, class_label, guidance_scale, None, *how):
             if return_traj:
                 traj.append(x_t.cpu())
         return traj if return_traj else x_t
@@ -140,8 +179,11 @@ class DiffusionModule(nn.Module):
         class_label: torch.Tensor | None = None,
         guidance_scale: float = 1.0,
         noise: Callable[[], torch.Tensor] | None = None,
+        sample_method: str = "ddpm",
+        num_inference_steps: int | None = None,
+        eta: float = 0.0,
     ) -> Iterator[torch.Tensor]:
-        """The T + 1 stations of a reverse chain, one by one: noise x_T first, images x_0 last.
+        """The stations of a reverse chain, one by one: noise x_T first, images x_0 last; T + 1 of them for DDPM.
 
         With labels, each step follows f_0 + s (f_c - f_0), where f_0 and f_c are the network's answers without
         and with the class (Ho & Salimans, 2022, eq. 6, whose w is s - 1): s = 1 is the plain conditional
@@ -152,32 +194,38 @@ class DiffusionModule(nn.Module):
             batch_size: B.
             class_label: [B], 0 .. num_classes; None for no class.
             guidance_scale: s; anything but 1 needs labels.
-            noise: called for x_T and then once a step, gives standard Gaussian noise [B, 3, H, W] (see `ImageNoise`);
-                None draws from torch's global generator.
+            noise: called for x_T and then once a step if the method needs it, gives standard Gaussian
+                noise [B, 3, H, W] (see `ImageNoise`); None draws from torch's global generator.
+            sample_method: "ddpm", "ddim" or "dpm" (see `samplers.py`).
+            num_inference_steps: how often the network is asked; None for as often as usual.
+            eta: how much fresh noise, for ddim.
 
         Yields:
             x_t [B, 3, H, W] on the module's device.
 
         Raises:
-            ValueError: for labels that do not exist, or guidance without labels.
+            ValueError: for labels that do not exist, guidance without labels, or what `build_sampler` refuses.
         """
         class_label = self._check_labels(batch_size, class_label, guidance_scale)
+        sampler = build_sampler(self.var_scheduler, self.predictor, sample_method, num_inference_steps, eta)
         shape = batch_size, 3, self.image_resolution, self.image_resolution
         x_t = noise() if noise else torch.randn(shape, device=self.device)
         yield x_t
-        for t in tqdm(self.var_scheduler.timesteps.tolist(), desc="sampling", leave=False):
+        for t, t_prev in tqdm(sampler.steps, desc="sampling", leave=False):
             timestep = as_timesteps(t, self.device).expand(batch_size)
             if class_label is None or guidance_scale == 1:
-                net_out = self._ask(x_t, timestep, class_label)
+                net_out = self.ask(x_t, timestep, class_label)
             else:
                 no_class = torch.zeros_like(class_label)
-                both = self._ask(
+                both = self.ask(
                     torch.cat([x_t, x_t]), torch.cat([timestep, timestep]), torch.cat([no_class, class_label])
                 )
                 without, with_class = both.chunk(2)
                 net_out = without + guidance_scale * (with_class - without)
-            z = [noise()] if noise else []
-            x_t = self.var_scheduler.step(x_t, t, net_out, self.predictor, *z)
+            z = None
+            if sampler.needs_noise:
+                z = noise() if noise else torch.randn_like(x_t)
+            x_t = sampler.step(x_t, t, t_prev, net_out, z)
             yield x_t
 
     def _check_labels(
@@ -213,6 +261,7 @@ class DiffusionModule(nn.Module):
             "network": self.network.config,
             "var_scheduler": self.var_scheduler.config,
             "predictor": self.predictor,
+            "parametrization": self.parametrization,
             "state_dict": self.network.state_dict(),
         }
 
@@ -246,6 +295,7 @@ class DiffusionModule(nn.Module):
         if self.var_scheduler is not None:
             network, var_scheduler = network.to(self.device), var_scheduler.to(self.device)
         self.network, self.var_scheduler, self.predictor = network, var_scheduler, checkpoint["predictor"]
+        self.parametrization = checkpoint.get("parametrization", "direct")
         self.train(self.training)  # a module in eval mode has a network in eval mode
 
 

@@ -4,6 +4,7 @@ import reprlib
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from module import DownSample, ResBlock, Swish, TimeEmbedding, UpSample, group_norm, small_init, usual_init
 from scheduler import MAX_TIMESTEPS
@@ -82,6 +83,7 @@ class UNet(nn.Module):
         if use_cfg and not num_classes:
             raise ValueError("use_cfg needs num_classes")
         self.image_resolution, self.smallest = image_resolution, smallest
+        self.activation_checkpointing = False  # set to compute activations twice in training rather than keep them
         self.use_cfg, self.cfg_dropout, self.num_classes = use_cfg, cfg_dropout, num_classes
 
         tdim = 4 * ch
@@ -140,13 +142,22 @@ class UNet(nn.Module):
         h = self.head(x)
         skips = [h]
         for block in self.downblocks:
-            h = block(h, temb) if isinstance(block, ResBlock) else block(h)
+            h = self._run(block, h, temb) if isinstance(block, ResBlock) else block(h)
             skips.append(h)
         for block in self.middleblocks:
-            h = block(h, temb)
+            h = self._run(block, h, temb)
         for block in self.upblocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), temb) if isinstance(block, ResBlock) else block(h)
+            h = self._run(block, torch.cat([h, skips.pop()], dim=1), temb) if isinstance(block, ResBlock) else block(h)
+        # In bfloat16 the answer itself would come in steps of half a grey level.
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.tail(h.float())
         return self.tail(h)
+
+    def _run(self, block: ResBlock, h: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        if self.activation_checkpointing and self.training:
+            return checkpoint(block, h, temb, use_reentrant=False)
+        return block(h, temb)
 
     def _embed_class(self, class_label: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
         if class_label is None:

@@ -16,12 +16,15 @@ import torch
 from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
+import speed
 from dataset import tensor_to_pil_image
 from files import remove_partials, replacing
 from layout import check_writable
 from model import DiffusionModule, ImageNoise
 from options import OneLineParser, choose_device, errors_in_one_line, integer_from, number_between
+from parallel import Processes
 from pictures import follow, trajectory_picture
+from samplers import METHODS, build_sampler
 from scheduler import MODES, PREDICTORS
 
 MARK = "Made by"  # the text in each image that says with which settings it was made
@@ -36,13 +39,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_samples", type=integer_from(1), default=500, metavar="N", help="how many images (default: 500)")
     add("--batch_size", type=integer_from(1), default=64, metavar="N", help="images at a time (default: 64)")
     add("--seed", type=integer_from(0, 2**63 - 1), default=0, metavar="N", help="of the noise (default: 0)")
-    add("--sample_method", choices=["ddpm"], default="ddpm", help="how the chain goes back (default: ddpm)")
+    add("--sample_method", choices=METHODS, default="ddpm", help="how the chain goes back (default: ddpm)")
+    steps_help = "how often the network is asked (default: 50 for ddim, 20 for dpm; ddpm takes all)"
+    add("--num_inference_steps", type=integer_from(1), metavar="N", help=steps_help)
+    add("--eta", type=number_between(0, 1), help="fresh noise of ddim, 0: none, 1: as ddpm (default: 0)")
     add("--weights", choices=["ema", "last"], default="ema", help="the averaged ones or the last (default: ema)")
     add("--use_cfg", action="store_true", help="each class in turn, with guidance; without it, no class")
     add("--cfg_scale", type=number_between(0, 100), metavar="S", help="its strength, with --use_cfg (default: 7.5)")
     add("--save_traj", action="store_true", help="also ten stations of each chain, in the folder DIR_traj beside DIR")
     add("--mode", choices=MODES, help="checked against the checkpoint")
     add("--predictor", choices=PREDICTORS, help="checked against the checkpoint")
+    precision = "of the network; auto: bf16 where the hardware has it (default: auto)"
+    add("--precision", choices=speed.PRECISIONS, default="auto", help=precision)
+    add("--compile", choices=speed.SWITCH, default="auto", help="fuse operations; auto: on GPUs, when it pays")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, mps (default: auto)")
     add("--gpu", type=integer_from(0), default=0, metavar="I", help="index of the GPU (default: 0)")
     args = parser.parse_args(argv)
@@ -50,6 +59,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("argument --cfg_scale: does nothing without --use_cfg")
     if args.cfg_scale is None:
         args.cfg_scale = 7.5
+    if args.eta is not None and args.sample_method != "ddim":
+        parser.error("argument --eta: does nothing without --sample_method ddim")
+    if args.eta is None:
+        args.eta = 0.0
     return args
 
 
@@ -59,27 +72,30 @@ class SavedImages:
     Args:
         folder: the save folder, made if it is not there.
         settings: whatever an image depends on besides its number.
-        num_samples: how many images are wanted.
-
-    Raises:
-        ValueError: when the folder holds anything else, which the FID would measure as well.
     """
 
-    def __init__(self, folder: Path, settings: dict, num_samples: int):
+    def __init__(self, folder: Path, settings: dict):
         check_writable(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.mark = json.dumps(settings, sort_keys=True)
-        remove_partials(folder)
+
+    def missing(self, num_samples: int) -> list[int]:
+        """Which of the images 0 .. num_samples - 1 are yet to be made.
+
+        Raises:
+            ValueError: when the folder holds anything else, which the FID would measure as well.
+        """
+        remove_partials(self.folder)
         wanted = {f"{i}.png": i for i in range(num_samples)}
-        there = sorted(path.name for path in folder.iterdir())
+        there = sorted(path.name for path in self.folder.iterdir())
         if strangers := [name for name in there if name not in wanted]:
             raise ValueError(
-                f"argument --save_dir: {folder} holds {strangers[0]}, which is not one of the {num_samples} images "
-                "that were asked for: choose another folder"
+                f"argument --save_dir: {self.folder} holds {strangers[0]}, which is not one of the {num_samples} "
+                "images that were asked for: choose another folder"
             )
-        whole = {wanted[name] for name in there if self._is_whole(folder / name)}
-        self.missing = [i for i in range(num_samples) if i not in whole]
+        whole = {wanted[name] for name in there if self._is_whole(self.folder / name)}
+        return [i for i in range(num_samples) if i not in whole]
 
     def _is_whole(self, path: Path) -> bool:
         mark = None
@@ -122,7 +138,8 @@ def sample(args: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: for settings or files that do not fit, with a line for the user.
     """
-    device = choose_device(args.device, args.gpu)
+    processes = Processes()
+    device = choose_device(args.device, processes.local_rank if processes.size > 1 else args.gpu)
     if args.ckpt_path.is_dir():
         raise ValueError(f"argument --ckpt_path: {args.ckpt_path} is a folder; try {args.ckpt_path / 'last.ckpt'}")
     check_writable(args.save_dir)
@@ -136,36 +153,55 @@ def sample(args: argparse.Namespace) -> None:
             raise ValueError(f"argument {flag}: {given} was asked for, but {args.ckpt_path} was trained with {has}")
     if args.use_cfg and not ddpm.network.use_cfg:
         raise ValueError(f"argument --use_cfg: {args.ckpt_path} was trained without it")
+    ddpm.bf16 = speed.uses_bf16(args.precision, device)
+    how = args.sample_method, args.num_inference_steps, args.eta
+    try:
+        num_steps = len(build_sampler(ddpm.var_scheduler, ddpm.predictor, *how).steps)
+    except ValueError as error:
+        raise ValueError(f"argument --{error}") from None
     settings = {
         "model": fingerprint_of(ddpm),
         "seed": args.seed,
         "sample_method": args.sample_method,
+        "num_inference_steps": num_steps,
+        "eta": args.eta if args.sample_method == "ddim" else None,
         "cfg_scale": args.cfg_scale if args.use_cfg else None,
+        "precision": "bf16" if ddpm.bf16 else "fp32",
     }
-    images = SavedImages(args.save_dir, settings, args.num_samples)
-    missing = images.missing
+    kept = [SavedImages(args.save_dir, settings)]
     if args.save_traj:
         beside = args.save_dir.resolve()
-        trajectories = SavedImages(beside.with_name(f"{beside.name}_traj"), settings, args.num_samples)
-        missing = sorted({*missing, *trajectories.missing})
-    if len(missing) < args.num_samples:
-        print(f"{args.num_samples - len(missing)} of {args.num_samples} images are there already")
+        kept.append(SavedImages(beside.with_name(f"{beside.name}_traj"), settings))
+    processes.connect(device)
+    missing = None
+    if processes.is_first:
+        missing = sorted({i for images in kept for i in images.missing(args.num_samples)})
+        if len(missing) < args.num_samples:
+            print(f"{args.num_samples - len(missing)} of {args.num_samples} images are there already")
+    missing = processes.from_first(missing)[processes.share]
 
-    ddpm.to(device)
-    for first in tqdm(range(0, len(missing), args.batch_size), desc="batches"):
+    speed.prepare(ddpm, device)
+    num_batches = -(-len(missing) // args.batch_size)
+    compiles = speed.compiles(args.compile, device, num_batches * num_steps)
+    if compiles:
+        ddpm.network = speed.compiled(ddpm.network)  # which passes on what else it is asked, as its num_classes
+    for first in tqdm(range(0, len(missing), args.batch_size), desc="batches", **processes.bar_settings):
         numbers = missing[first : first + args.batch_size]
+        # What is compiled is compiled for one size: fill the last batch up, and throw away what was filled in.
+        drawn = numbers + numbers[-1:] * (args.batch_size - len(numbers)) if compiles else numbers
         labels, scale = None, 1.0
         if args.use_cfg:
-            labels = torch.tensor([i % ddpm.network.num_classes + 1 for i in numbers], device=device)
+            labels = torch.tensor([i % ddpm.network.num_classes + 1 for i in drawn], device=device)
             scale = args.cfg_scale
-        noise = ImageNoise(args.seed, numbers, ddpm.image_resolution, device)
-        chain = ddpm.reverse_process(len(numbers), labels, scale, noise)
-        frames = follow(chain, ddpm.var_scheduler.num_train_timesteps)
-        for k, (i, image) in enumerate(zip(numbers, tensor_to_pil_image(frames[-1]), strict=True)):
-            images.save(i, image)
-            if args.save_traj:
-                trajectories.save(i, trajectory_picture(frames[:, k : k + 1]))
-    print(f"{args.num_samples} images in {args.save_dir}")
+        noise = ImageNoise(args.seed, drawn, ddpm.image_resolution, device)
+        frames = follow(ddpm.reverse_process(len(drawn), labels, scale, noise, *how), num_steps)
+        for k, (i, image) in enumerate(zip(numbers, tensor_to_pil_image(frames[-1]), strict=False)):
+            for images, picture in zip(kept, [image, trajectory_picture(frames[:, k : k + 1])], strict=False):
+                images.save(i, picture)
+    processes.any(False)  # wait for the others
+    processes.close()
+    if processes.is_first:
+        print(f"{args.num_samples} images in {args.save_dir}")
 
 
 def fingerprint_of(ddpm: DiffusionModule) -> str:

@@ -29,6 +29,8 @@ from torch import nn
 
 MODES = ("linear", "quad", "cosine")
 PREDICTORS = ("noise", "x0", "mean")
+PARAMETRIZATIONS = ("direct", "preconditioned")
+LOSS_WEIGHTS = ("none", "snr", "min-snr")
 MAX_TIMESTEPS = 1_000_000
 
 
@@ -64,6 +66,17 @@ def extract(input: torch.Tensor, t: int | torch.Tensor, x: torch.Tensor) -> torc
     """
     t = as_timesteps(t, input.device)
     return input.gather(0, t).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
+    """ValueError for a value that is not among the known ones."""
+    if value not in known:
+        raise ValueError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
+
+
+def check_predictor(predictor: str) -> None:
+    """ValueError for what no network here predicts."""
+    check_choice("predictor", predictor, PREDICTORS)
 
 
 class BaseScheduler(nn.Module):
@@ -134,6 +147,11 @@ class BaseScheduler(nn.Module):
         for name, value in values.items():
             self.register_buffer(name, value.float(), persistent=False)
 
+    def alpha_bar(self, t: int) -> float:
+        """alpha-bar_t in float64; 1 at t = -1, the clean image before step 0."""
+        _, alphas_cumprod, _ = self._float64
+        return alphas_cumprod[t].item() if t >= 0 else 1.0
+
     def uniform_sample_t(self, batch_size: int, device: torch.device | None = None) -> torch.Tensor:
         """Training timesteps, int64 [batch_size], uniform over 0..T-1, from NumPy's global generator."""
         t = np.random.choice(np.arange(self.num_train_timesteps), batch_size)
@@ -174,11 +192,10 @@ class DDPMScheduler(BaseScheduler):
             variance = betas
         else:
             raise ValueError(f"unknown sigma_type {sigma_type!r}: choose small or large")
-        self._keep(
-            sigmas=variance.sqrt(),
-            posterior_mean_coef_x0=prev.sqrt() * betas / (1 - alphas_cumprod),
-            posterior_mean_coef_xt=(1 - betas).sqrt() * (1 - prev) / (1 - alphas_cumprod),
-        )
+        coef_x0 = prev.sqrt() * betas / (1 - alphas_cumprod)
+        coef_xt = (1 - betas).sqrt() * (1 - prev) / (1 - alphas_cumprod)
+        self._keep(sigmas=variance.sqrt(), posterior_mean_coef_x0=coef_x0, posterior_mean_coef_xt=coef_xt)
+        self._float64_eq_7 = coef_x0, coef_xt
 
     def add_noise(
         self, x_0: torch.Tensor, t: int | torch.Tensor, eps: torch.Tensor | None = None
@@ -203,6 +220,92 @@ class DDPMScheduler(BaseScheduler):
         """mu~_t(x_t, x_0), eq. 7: where x_t most likely was one step earlier, given x_0 [B, C, H, W]."""
         return extract(self.posterior_mean_coef_x0, t, x_t) * x_0 + extract(self.posterior_mean_coef_xt, t, x_t) * x_t
 
+    def predicted_x0_and_eps(
+        self, x_t: torch.Tensor, t: int, net_out: torch.Tensor, predictor: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the network said, as the clean image and as the noise in x_t.
+
+        By eq. 4 each follows from the other. From a mean, eq. 7 gives the x_0 that leads to it.
+
+        Args:
+            x_t: noisy images at timestep t [B, C, H, W].
+            t: the timestep, the same for all of them.
+            net_out: the network's answer [B, C, H, W].
+            predictor: what it means: "noise", "x0" or "mean".
+
+        Returns:
+            x_0 and eps, both [B, C, H, W].
+
+        Raises:
+            ValueError: for an unknown predictor.
+        """
+        check_predictor(predictor)
+        net_out = net_out.to(x_t.dtype)  # a network may answer in half precision
+        sqrt_alpha_bar, sigma = self.alpha_bar(t) ** 0.5, (1 - self.alpha_bar(t)) ** 0.5
+        if predictor == "noise":
+            return (x_t - sigma * net_out) / sqrt_alpha_bar, net_out
+        x_0 = net_out
+        if predictor == "mean":
+            coef_x0, coef_xt = (coef[t].item() for coef in self._float64_eq_7)
+            x_0 = (net_out - coef_xt * x_t) / coef_x0
+        return x_0, (x_t - sqrt_alpha_bar * x_0) / sigma
+
+    def precondition(self, output: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, predictor: str) -> torch.Tensor:
+        """What the predictor stands for, from a network whose output is of unit size at every t.
+
+        Asked for x_0 at small t or for the mean at any t, a network must copy x_t almost exactly, and what matters is
+        a small difference on top. Asked for the noise at small t, it must enlarge a small difference. Here the copying
+        is done outside, as in EDM (Karras et al., 2022, arXiv:2206.00364, Table 1): the output is
+
+            v = sqrt(alpha-bar_t) eps - sqrt(1 - alpha-bar_t) x_0        (Salimans & Ho, 2022, arXiv:2202.00512)
+
+        of variance 1 for data of variance 1, and with eq. 4 everything follows from it and x_t:
+
+            x_0 = sqrt(alpha-bar_t) x_t - sqrt(1 - alpha-bar_t) v
+            eps = sqrt(1 - alpha-bar_t) x_t + sqrt(alpha-bar_t) v
+            mu~ = eq. 7 at this x_0
+
+        Args:
+            output: v [B, C, H, W].
+            x_t: noisy images [B, C, H, W].
+            t: timesteps, an int or [B].
+            predictor: "noise", "x0" or "mean".
+
+        Returns:
+            The noise, clean image or mean [B, C, H, W] that losses and steps are about.
+        """
+        sqrt_alpha_bar_t = extract(self.alphas_cumprod, t, x_t).sqrt()
+        sqrt_one_minus_alpha_bar_t = extract(self.sqrt_one_minus_alphas_cumprod, t, x_t)
+        if predictor == "noise":
+            return sqrt_one_minus_alpha_bar_t * x_t + sqrt_alpha_bar_t * output
+        x_0 = sqrt_alpha_bar_t * x_t - sqrt_one_minus_alpha_bar_t * output
+        return x_0 if predictor == "x0" else self.posterior_mean(x_0, x_t, t)
+
+    def loss_weight(self, kind: str, predictor: str) -> torch.Tensor:
+        """The weight of each timestep's squared error, [T], on the schedule's device.
+
+        An error d of x_0 is an error k_t d of the prediction, with k_t = 1 for x0, sqrt(SNR_t) for the noise, and the
+        coefficient of x_0 in eq. 7 for the mean, where SNR_t = alpha-bar_t / (1 - alpha-bar_t). So a plain mean of
+        squares weighs the squared error of x_0 by k_t^2: by SNR_t for the noise, evenly for x0, and by something else
+        again for the mean. Weights of W_t / k_t^2 let all three weigh it by W_t:
+
+            "none"      weight 1: the plain mean of squares
+            "snr"       W_t = SNR_t: what the noise predictor's plain loss does (DDPM, eq. 14)
+            "min-snr"   W_t = min(SNR_t, 5) (Hang et al., 2023, arXiv:2303.09556): the almost clean images count less
+
+        Raises:
+            ValueError: for an unknown kind or predictor.
+        """
+        check_predictor(predictor)
+        check_choice("loss weight", kind, LOSS_WEIGHTS)
+        _, alphas_cumprod, _ = self._float64
+        snr = alphas_cumprod / (1 - alphas_cumprod)
+        if kind == "none":
+            return torch.ones_like(self.betas)
+        k = {"noise": snr.sqrt(), "x0": torch.ones_like(snr), "mean": self._float64_eq_7[0]}[predictor]
+        wanted = snr if kind == "snr" else snr.clamp(max=5)
+        return (wanted / k**2).to(self.betas)
+
     def step(
         self,
         x_t: torch.Tensor,
@@ -223,8 +326,7 @@ class DDPMScheduler(BaseScheduler):
         Raises:
             ValueError: for an unknown predictor.
         """
-        if predictor not in PREDICTORS:
-            raise ValueError(f"unknown predictor {predictor!r}: choose one of {', '.join(PREDICTORS)}")
+        check_predictor(predictor)
         return getattr(self, f"step_predict_{predictor}")(x_t, t, net_out, z)
 
     def step_predict_noise(

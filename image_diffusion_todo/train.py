@@ -25,10 +25,14 @@ from files import replacing
 from layout import SPLITS, check_writable, find_root
 from network import LIMITS
 from options import OneLineParser, choose_device, errors_in_one_line, integer_from, number_between, one_line
-from scheduler import MODES, PREDICTORS
+from parallel import Processes
+from scheduler import LOSS_WEIGHTS, MODES, PARAMETRIZATIONS, PREDICTORS
+from speed import PRECISIONS, SWITCH
 from trainer import StopSignals, Trainer, build_model
 
-MAY_CHANGE = {"train_num_steps", "learning_rate", "log_interval", "data_root", "device", "gpu"}  # on --resume
+# What may be changed on --resume: none of it is part of what is computed, but for the learning rate.
+MAY_CHANGE = {"train_num_steps", "learning_rate", "log_interval", "data_root", "device", "gpu"}
+MAY_CHANGE |= {"compile", "activation_checkpointing"}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,14 +49,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
         parser.add_argument(f"--{name}", help=f"{help} (default: {shown})", **how)
 
+    count = {"type": integer_from(1), "metavar": "N"}
     add("mode", "linear", "beta schedule", choices=MODES)
     add("predictor", "noise", "what the network predicts", choices=PREDICTORS)
+    what = "what the network gives: the prediction itself, or an output of unit size from which it follows"
+    add("parametrization", "direct", what, choices=PARAMETRIZATIONS)
+    what = "of each timestep's squared error, in terms of x_0: as the plain loss has it, SNR, or min(SNR, 5)"
+    add("loss_weight", "none", what, choices=LOSS_WEIGHTS)
     add("data_root", "data/afhq", "folder that holds train/ and val/, a folder for each class", metavar="DIR")
-    add("batch_size", 16, "images a step", type=integer_from(1), metavar="N")
-    add("train_num_steps", 100_000, "gradient steps", type=integer_from(1), metavar="N")
+    add("batch_size", 16, "images a step", **count)
+    add("train_num_steps", 100_000, "gradient steps", **count)
     add("learning_rate", 2e-4, "of Adam, after the warm-up", type=number_between(0, 1), metavar="LR")
     add("warmup_steps", 200, "steps over which the learning rate rises", type=integer_from(0), metavar="N")
-    add("log_interval", 2000, "steps between pictures and checkpoints", type=integer_from(1), metavar="N")
+    add("log_interval", 2000, "steps between pictures and checkpoints", **count)
     add("max_num_images_per_cat", 3000, "images of each class, -1 for all", type=integer_from(-1), metavar="N")
     add("image_resolution", 64, "height and width", type=integer_from(1, LIMITS["image_resolution"]), metavar="N")
     add("skip_broken", False, "leave out images that cannot be decoded, and list them", action="store_true")
@@ -72,6 +81,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("num_res_blocks", 4, "blocks a level", type=integer_from(1, LIMITS["num_res_blocks"]), metavar="N")
     add("dropout", 0.1, "share of features left out in training", type=number_between(0, 0.99), metavar="P")
     add("ema_decay", 0.9999, "of the averaged weights, which are sampled from", type=number_between(0, 1), metavar="D")
+    add("precision", "auto", "of the network; auto: bf16 where the hardware has it", choices=PRECISIONS)
+    add("compile", "auto", "fuse operations; auto: on GPUs, for runs that are long enough", choices=SWITCH)
+    add("accumulate", 1, "parts of a batch that are computed one by one, to save memory", **count)
+    add("activation_checkpointing", False, "compute activations twice rather than keep them", action="store_true")
     add("device", "auto", "auto takes a GPU if there is one; cpu, cuda, mps", metavar="NAME")
     add("gpu", 0, "index of the GPU", type=integer_from(0), metavar="I")
     help = f"go on with that run, in its folder; may be changed then: {', '.join(sorted(MAY_CHANGE))}"
@@ -132,7 +145,11 @@ def train(args: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: for settings or files that do not fit, with a line for the user.
     """
-    device = choose_device(args.device, args.gpu)
+    processes = Processes()
+    device = choose_device(args.device, processes.local_rank if processes.size > 1 else args.gpu)
+    if args.batch_size % (processes.size * args.accumulate):
+        parts = f"{processes.size} processes of --accumulate {args.accumulate} parts"
+        raise ValueError(f"argument --batch_size: {args.batch_size} cannot be shared by {parts}")
     with torch.device("meta"):  # what does not fit together shall not be found out after the data were prepared
         build_model(args, num_classes=1)
     if not any((find_root(args.data_root) / split).is_dir() for split in SPLITS):
@@ -149,13 +166,18 @@ def train(args: argparse.Namespace) -> None:
     )
     data.check_batch_size()
     check_writable(args.resume or Path("results"))
-    batches = data.train_batches(args.seed)
-    folder = args.resume or new_run_folder(args)
+    processes.connect(device)
+    for rank in range(processes.size):  # one after the other: the first decodes, the others find it decoded
+        if rank == processes.rank:
+            batches = data.train_batches(args.seed, device, processes.share)
+        processes.any(False)
+    folder = processes.from_first(args.resume or (new_run_folder(args) if processes.is_first else None))
 
-    random.seed(args.seed)
-    np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
-    trainer = Trainer(args, data.num_classes, device, folder)
+    seed = (args.seed + processes.rank) % 2**32  # each process has noise of its own
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    trainer = Trainer(args, data.num_classes, device, folder, processes)
     facts = {
         "classes": data.train_ds.classes,
         "num_images": len(data.train_ds),
@@ -167,32 +189,45 @@ def train(args: argparse.Namespace) -> None:
         trainer.load()
         if trainer.step > args.train_num_steps:
             raise ValueError(f"argument --train_num_steps: {folder} is already at step {trainer.step}")
-    config = {name: value for name, value in vars(args).items() if name != "resume"} | facts
-    with replacing(folder / "config.json") as file:
-        file.write((json.dumps(config, indent=2) + "\n").encode())
-    if data.train_ds.left_out:
-        with replacing(folder / "left_out.txt") as file:
-            file.write("".join(one_line(reason) + "\n" for reason in data.train_ds.left_out).encode())
-        print(f"{len(data.train_ds.left_out)} broken images are left out; {folder / 'left_out.txt'} lists them")
-    drawn = "drawn " * is_drawn(args.data_root)
-    print(f"{folder}: {len(data.train_ds)} {drawn}images, {data.num_classes} classes, on {device}")
+    if processes.is_first:
+        write_down(args, facts, data.train_ds.left_out, folder)
+        on = f"{device}" if processes.size == 1 else f"{processes.size} devices"
+        drawn = "drawn " * facts["drawn_faces"]
+        print(f"{folder}: {facts['num_images']} {drawn}images, {data.num_classes} classes, on {on}")
 
-    with StopSignals() as stop, tqdm(total=args.train_num_steps, initial=trainer.step, desc="training") as bar:
+    bar = tqdm(desc="training", total=args.train_num_steps, initial=trainer.step, **processes.bar_settings)
+    with StopSignals() as stop, bar:
         while True:
-            if trainer.step % args.log_interval == 0 and not trainer.has_pictures:
+            due = trainer.step % args.log_interval == 0
+            if due and processes.from_first(not trainer.has_pictures):
                 trainer.record(stop)
-            if trainer.step == args.train_num_steps or stop.requested:
+            stopping = processes.any(stop.requested)
+            if stopping or trainer.step == args.train_num_steps:
                 break
             trainer.train_step(*batches[trainer.step])
             bar.update()
             if trainer.stats:
                 bar.set_postfix(loss=trainer.stats[-1]["loss"], refresh=False)
         trainer.save()
-    if stop.requested:
+    processes.close()
+    if not processes.is_first:
+        return
+    if stopping:
         print(f"stopped at step {trainer.step}; go on with: python train.py --resume {folder}")
     else:
         sample = f"python sampling.py --ckpt_path {folder / 'last.ckpt'} --save_dir samples/{folder.name}"
         print(f"finished at step {trainer.step}; sample with: {sample}")
+
+
+def write_down(args: argparse.Namespace, facts: dict[str, Any], left_out: list[str], folder: Path) -> None:
+    """config.json, and which images were left out."""
+    config = {name: value for name, value in vars(args).items() if name != "resume"} | facts
+    with replacing(folder / "config.json") as file:
+        file.write((json.dumps(config, indent=2) + "\n").encode())
+    if left_out:
+        with replacing(folder / "left_out.txt") as file:
+            file.write("".join(one_line(reason) + "\n" for reason in left_out).encode())
+        print(f"{len(left_out)} broken images are left out; {folder / 'left_out.txt'} lists them")
 
 
 def check_same_data(args: argparse.Namespace, facts: dict[str, Any]) -> None:

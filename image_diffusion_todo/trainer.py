@@ -13,7 +13,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+import speed
 from checkpoint import read_checkpoint, write_checkpoint
 from dataset import is_drawn, tensor_to_pil_image
 from files import remove_partials, replacing
 from model import DiffusionModule, ImageNoise
 from network import UNet
+from parallel import Processes
 from pictures import follow, trajectory_picture
 from scheduler import DDPMScheduler
 
@@ -57,7 +60,14 @@ def build_model(args: argparse.Namespace, num_classes: int) -> DiffusionModule:
         num_classes=num_classes if args.use_cfg else None,
     )
     schedule = DDPMScheduler(args.num_diffusion_train_timesteps, args.beta_1, args.beta_T, args.mode)
-    return DiffusionModule(network, schedule, args.predictor)
+    return around(network, schedule, args)
+
+
+def around(
+    network: nn.Module, schedule: DDPMScheduler, args: argparse.Namespace, bf16: bool = False
+) -> DiffusionModule:
+    """A module of the flags' predictor around a network, which modules may share."""
+    return DiffusionModule(network, schedule, args.predictor, bf16, args.parametrization, args.loss_weight)
 
 
 class EMA:
@@ -83,7 +93,7 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM ask for a stop after the present step; `requested` says whether one came."""
+    """Ctrl-C and SIGTERM ask for a stop after the present step; `requested` says whether this process got one."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -115,14 +125,34 @@ class Trainer:
         num_classes: of the data.
         device: to train on.
         folder: where the run is written, and where a resumed one is read from.
+        processes: those that train together; each sees its share of a batch, and only the first writes.
     """
 
-    def __init__(self, args: argparse.Namespace, num_classes: int, device: torch.device, folder: Path):
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        num_classes: int,
+        device: torch.device,
+        folder: Path,
+        processes: Processes | None = None,
+    ):
         self.args, self.folder, self.device = args, folder, device
-        self.ddpm = build_model(args, num_classes).to(device)
+        self.processes = processes or Processes()
+        self.ddpm = speed.prepare(build_model(args, num_classes), device)
+        self.ddpm.network.activation_checkpointing = args.activation_checkpointing
+        network = self.ddpm.network
+        self.weights = list(network.parameters())
+        if self.processes.size > 1:
+            network = DistributedDataParallel(network)  # starts by giving all the first one's weights
         self.ema = EMA(self.ddpm.network, args.ema_decay)
-        self.averaged = DiffusionModule(self.ema.network, self.ddpm.var_scheduler, args.predictor)
-        self.optimizer = torch.optim.Adam(self.ddpm.network.parameters(), lr=args.learning_rate)
+        averaged = self.ema.network
+        if speed.compiles(args.compile, device, args.train_num_steps):
+            network, averaged = speed.compiled(network), speed.compiled(averaged)
+        # Modules around the same weights: `ddpm` and `ema` hold them, these are what is called.
+        bf16 = speed.uses_bf16(args.precision, device)
+        self.learner = around(network, self.ddpm.var_scheduler, args, bf16)
+        self.sampler = around(averaged, self.ddpm.var_scheduler, args, bf16)
+        self.optimizer = speed.adam(self.weights, args.learning_rate, device)
         self.step = 0
         self.saved_step = -1  # of last.ckpt
         self.stats: list[dict] = []  # rows of stats.csv
@@ -137,8 +167,7 @@ class Trainer:
         Raises:
             ValueError: when the loss was not finite in one of the last `STATS_EVERY` steps.
         """
-        images = images.to(self.device, non_blocking=True)
-        labels = labels.to(self.device, non_blocking=True) if self.args.use_cfg else None
+        labels = labels if self.args.use_cfg else None
         if self.args.hflip:
             mirrored = torch.rand(len(images), 1, 1, 1, device=self.device) < 0.5
             images = torch.where(mirrored, images.flip(3), images)
@@ -146,30 +175,45 @@ class Trainer:
         rate = self.args.learning_rate * min(1.0, (self.step + 1) / max(1, self.args.warmup_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self.ddpm.get_loss(images, labels)
-        self.optimizer.zero_grad()
-        loss.backward()
+        loss = self._gradient(images, labels)
         self.optimizer.step()
         self.step += 1
         self.ema.update(self.ddpm.network, self.step)
 
-        self.recent.append(loss.detach())
+        self.recent.append(loss)
         if self.step % STATS_EVERY == 0 or self.step == self.args.train_num_steps:
             mean_loss = sum(self._check_losses()) / len(self.recent)
             seconds = time.perf_counter() - self.row_started
-            speed = len(self.recent) * len(images) / seconds
-            row = self.step, f"{mean_loss:.6f}", f"{rate:.3g}", f"{speed:.2f}"
+            images_per_second = len(self.recent) * self.args.batch_size / seconds
+            row = self.step, f"{mean_loss:.6f}", f"{rate:.3g}", f"{images_per_second:.2f}"
             self.stats.append(dict(zip(COLUMNS, row, strict=True)))
             self.recent = []
             self.row_started = time.perf_counter()
 
+    def _gradient(self, images: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """The gradient of the batch's mean loss, put together from --accumulate parts; the loss [], on the device."""
+        self.optimizer.zero_grad()
+        number = self.args.accumulate
+        parts = images.chunk(number), [None] * number if labels is None else labels.chunk(number)
+        total = torch.zeros((), device=self.device)
+        for i, (some_images, their_labels) in enumerate(zip(*parts, strict=True)):
+            with self._communication(i == number - 1):
+                loss = self.learner.get_loss(some_images, their_labels) / number
+                loss.backward()
+            total += loss.detach()
+        return total
+
+    def _communication(self, wanted: bool) -> AbstractContextManager:
+        """Whether the backward pass adds up the gradients of all processes; that of a batch's last part does."""
+        return nullcontext() if wanted or self.processes.size == 1 else self.learner.network.no_sync()
+
     def _check_losses(self) -> list[float]:
-        """The losses since the last row of stats.csv, read from the device.
+        """The losses since the last row of stats.csv, read from the device: the mean of all processes.
 
         Raises:
             ValueError: when one is not finite.
         """
-        losses = torch.stack(self.recent).tolist() if self.recent else []
+        losses = self.processes.mean(torch.stack(self.recent).cpu()).tolist() if self.recent else []
         for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
             if not math.isfinite(loss):
                 raise ValueError(f"the loss of step {step} is {loss}: training has failed. {self._way_back()}")
@@ -194,8 +238,9 @@ class Trainer:
         """
         started = time.perf_counter()
         self.save()
-        with suppress(Stopped):
-            self.draw(stop)
+        if self.processes.is_first:
+            with suppress(Stopped):
+                self.draw(stop)
         self.row_started += time.perf_counter() - started  # does not count as training time
 
     @property
@@ -219,7 +264,7 @@ class Trainer:
         labels = None
         if self.args.use_cfg:
             labels = torch.tensor([i % self.ddpm.network.num_classes + 1 for i in numbers], device=self.device)
-        chain = self.averaged.reverse_process(len(numbers), labels, noise=noise)
+        chain = self.sampler.reverse_process(len(numbers), labels, noise=noise)
         frames = follow(stop.watch(chain), self.args.num_diffusion_train_timesteps)
         for i, image in enumerate(tensor_to_pil_image(frames[-1])):
             with replacing(self.folder / f"step={self.step}-{i}.png") as file:
@@ -262,14 +307,19 @@ class Trainer:
             "stats": self.stats,
             "recent": self._check_losses(),
             "row_seconds": time.perf_counter() - self.row_started,
-            "random": random_states(),
+            "random": self.processes.gather(random_states()),
         }
+        self.saved_step = self.step
+        if not self.processes.is_first:
+            return
         try:
-            write_checkpoint(self.averaged.checkpoint() | {"training": training}, self.folder / "last.ckpt")
+            write_checkpoint(self._averaged().checkpoint() | {"training": training}, self.folder / "last.ckpt")
         except ValueError as error:
             raise ValueError(f"step {self.step}: {error}: training has failed. {self._way_back()}") from error
-        self.saved_step = self.step
         self.write_stats()
+
+    def _averaged(self) -> DiffusionModule:
+        return around(self.ema.network, self.ddpm.var_scheduler, self.args)
 
     def load(self) -> None:
         """Take up the state of the folder's last.ckpt. Where none was written yet, the run starts anew.
@@ -277,13 +327,14 @@ class Trainer:
         Raises:
             OSError, ValueError: when the checkpoint is gone or damaged, or not one of this run.
         """
-        remove_partials(self.folder)
+        if self.processes.is_first:
+            remove_partials(self.folder)
         path = self.folder / "last.ckpt"
         if not path.exists() and not (self.folder / "stats.csv").exists():
             return
         checkpoint = read_checkpoint(path)
         try:
-            for name, ours in self.averaged.checkpoint().items():
+            for name, ours in self._averaged().checkpoint().items():
                 if name != "state_dict" and checkpoint[name] != ours:
                     raise ValueError(f"its {name} is {checkpoint[name]}, the run has {ours}")
             training = checkpoint["training"]
@@ -294,20 +345,22 @@ class Trainer:
             self.stats = [{name: row[name] for name in COLUMNS} for row in training["stats"]]
             self.recent = [torch.tensor(_at_least(0, x, float), device=self.device) for x in training["recent"]]
             self.row_started = time.perf_counter() - _at_least(0, training["row_seconds"], float)
-            restore_random_states(training["random"])
+            if len(training["random"]) == self.processes.size:  # else it goes on, but not bit for bit
+                restore_random_states(training["random"][self.processes.rank])
         except Exception as error:  # plain data of any kind may stand where numbers should
             reason = " ".join(str(error).split())
             raise ValueError(f"{path}: this run cannot be resumed from it: {reason}") from error
         self.saved_step = self.step
-        self.write_stats()  # in case that the run was killed between the checkpoint and these
+        if self.processes.is_first:
+            self.write_stats()  # in case that the run was killed between the checkpoint and these
 
     def _load_optimizer(self, state: dict) -> None:
-        parameters = list(self.ddpm.network.parameters())
         for index, moments in state["state"].items():
             for name in ("exp_avg", "exp_avg_sq"):
-                if moments[name].shape != parameters[index].shape or not moments[name].isfinite().all():
+                if moments[name].shape != self.weights[index].shape or not moments[name].isfinite().all():
                     raise ValueError(f"the optimizer's {name} of parameter {index} does not fit")
-        self.optimizer.load_state_dict(state)
+        ours = self.optimizer.state_dict()["param_groups"]  # whether kernels are fused depends on this device
+        self.optimizer.load_state_dict({"state": state["state"], "param_groups": ours})
 
 
 def _at_least(low: float, value: Any, kind: type) -> Any:

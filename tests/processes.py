@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import resource
 import runpy
+import socket
 import sys
 from pathlib import Path
 
@@ -15,8 +16,11 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch", "torchvision.utils", "matplotlib.pyplot", "tqdm", "PIL.Image"])
 
 
-def _run(name: str, arguments: list[str], place: str, log: str, largest_file: int | None) -> None:
+def _run(
+    name: str, arguments: list[str], place: str, log: str, largest_file: int | None, environment: dict[str, str]
+) -> None:
     os.chdir(place)
+    os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -34,9 +38,13 @@ def _run(name: str, arguments: list[str], place: str, log: str, largest_file: in
 class Program:
     """A program that runs; `largest_file` in bytes makes the disk seem full to whoever writes a larger one."""
 
-    def __init__(self, name: str, *arguments: object, place: Path, largest_file: int | None = None):
-        self.log = place / "log"
-        details = name, [str(a) for a in arguments], str(place), str(self.log), largest_file
+    def __init__(
+        self, name: str, *arguments: object, place: Path, largest_file: int | None = None, **environment: object
+    ):
+        self.log = place / f"log{environment.get('RANK', '')}"
+        arguments = [str(a) for a in arguments]
+        environment = {key: str(value) for key, value in environment.items()}
+        details = name, arguments, str(place), str(self.log), largest_file, environment
         self.process = _context.Process(target=_run, args=details, daemon=True)
         self.process.start()
 
@@ -56,3 +64,12 @@ class Program:
     def said(self) -> str:
         """All that it printed."""
         return self.log.read_text()
+
+
+def start_together(size: int, name: str, *arguments: object, place: Path) -> list[Program]:
+    """A program in several processes that find each other, as torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [Program(name, *arguments, place=place, RANK=r, LOCAL_RANK=r, **common) for r in range(size)]

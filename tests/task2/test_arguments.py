@@ -25,14 +25,48 @@ words = st.one_of(
 )
 FLAGS = {
     "train": [
-        *("mode", "predictor", "data_root", "batch_size", "train_num_steps", "learning_rate", "warmup_steps"),
+        *(
+            "mode",
+            "predictor",
+            "parametrization",
+            "loss_weight",
+            "data_root",
+            "batch_size",
+            "train_num_steps",
+            "learning_rate",
+            "warmup_steps",
+        ),
         *("log_interval", "max_num_images_per_cat", "image_resolution", "skip_broken", "hflip", "seed"),
         *("num_diffusion_train_timesteps", "beta_1", "beta_T", "sample_method", "use_cfg", "cfg_dropout", "ch"),
-        *("ch_mult", "attn", "num_res_blocks", "dropout", "ema_decay", "device", "gpu", "resume"),
+        *(
+            "ch_mult",
+            "precision",
+            "compile",
+            "accumulate",
+            "activation_checkpointing",
+            "attn",
+            "num_res_blocks",
+            "dropout",
+            "ema_decay",
+            "device",
+            "gpu",
+            "resume",
+        ),
     ],
     "sampling": [
         *("num_samples", "batch_size", "seed", "sample_method", "use_cfg", "cfg_scale", "save_traj", "mode"),
-        *("predictor", "device", "gpu", "weights", "ckpt_path", "save_dir"),
+        *(
+            "predictor",
+            "device",
+            "gpu",
+            "weights",
+            "ckpt_path",
+            "save_dir",
+            "num_inference_steps",
+            "eta",
+            "precision",
+            "compile",
+        ),
     ],
 }
 
@@ -83,7 +117,10 @@ def test_any_training_command_line(capsys, arguments):
 def test_any_sampling_command_line(capsys, tmp_path, arguments):
     base = ["--ckpt_path", "model.ckpt", "--save_dir", str(tmp_path / "out")]
     args = parsed(sampling.parse_arguments, [*base, *arguments], capsys)
-    assert args is None or (args.num_samples >= 1 and args.batch_size >= 1 and 0 <= args.cfg_scale <= 100)
+    if args is not None:
+        assert args.num_samples >= 1 and args.batch_size >= 1 and 0 <= args.cfg_scale <= 100
+        assert args.num_inference_steps is None or args.num_inference_steps >= 1
+        assert 0 <= args.eta <= 1 and (args.eta == 0 or args.sample_method == "ddim")
 
 
 def test_the_flags_above_are_all_there_are(capsys):

@@ -1,8 +1,11 @@
+import io
 import itertools
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,8 @@ from dataset import (
 )
 from drawn_faces import write_drawn_set
 from images import read_image, resize
+
+no_such_names = pytest.mark.skipif(sys.platform == "darwin", reason="its file system takes no such names")
 
 
 def noise(seed=0, size=(64, 64)):
@@ -209,6 +214,91 @@ def test_resize_takes_the_whole_image_and_averages(tmp_path):
     assert small[0, 0].tolist() == [255, 0, 0]
 
 
+def test_resize_is_cubic_convolution_widened_with_the_scale():
+    """That of Keys (1981) with a = -1/2, as a product with a matrix; Pillow rounds once for each direction."""
+
+    def weights(size, resolution):
+        scale = size / resolution
+        centre = (np.arange(resolution)[:, None] + 0.5) * scale
+        d = np.abs(np.arange(size) + 0.5 - centre) / max(scale, 1)
+        w = np.where(d < 1, 1.5 * d**3 - 2.5 * d**2 + 1, np.where(d < 2, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2, 0))
+        return w / w.sum(1, keepdims=True)
+
+    for size in [(50, 37), (16, 100), (9, 5)]:
+        pixels = noise(size=size) // 2 + 64  # so that nothing overshoots 0 or 255
+        expected = np.einsum("ih,hwc,jw->ijc", weights(size[1], 16), pixels, weights(size[0], 16))
+        assert np.abs(np.asarray(resize(Image.fromarray(pixels), 16)) - expected).max() < 2
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_an_animation_is_its_first_frame(tmp_path, suffix):
+    first, *others = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime"))
+    options = {"lossless": True} if suffix == "webp" else {}
+    first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=others, **options)
+    assert Image.open(tmp_path / f"a.{suffix}").n_frames == 3
+    assert np.unique(np.asarray(read_image(tmp_path / f"a.{suffix}")).reshape(-1, 3), axis=0).tolist() == [[255, 0, 0]]
+
+
+def test_one_pixel_fills_the_image(tmp_path):
+    Image.new("RGB", (1, 1), (10, 200, 30)).save(tmp_path / "a.png")
+    pixels = np.asarray(resize(read_image(tmp_path / "a.png"), 16))
+    assert pixels.shape == (16, 16, 3)
+    assert np.unique(pixels.reshape(-1, 3), axis=0).tolist() == [[10, 200, 30]]
+
+
+def test_the_content_and_not_the_ending_says_what_an_image_is(tmp_path):
+    for kind, ending in [("jpeg", "png"), ("png", "jpg"), ("bmp", "webp")]:
+        Image.fromarray(noise()).save(tmp_path / f"right.{kind}")
+        wrong = (tmp_path / f"right.{kind}").rename(tmp_path / f"wrong.{ending}")
+        with Image.open(io.BytesIO(wrong.read_bytes())) as image:
+            assert image.format == kind.upper()
+            assert np.array_equal(np.asarray(read_image(wrong)), np.asarray(image))
+
+
+@no_such_names
+def test_names_of_any_bytes_are_taken(root, module):
+    names = [os.fsdecode(b"caf\xe9\n.png"), "two\nlines.png", "-rf *.png", "\x1b[31m.png", "%s {} ü.png"]
+    for i, name in enumerate(names):
+        write(root / "train" / "cat" / name, 80 + i, size=(16, 16))
+        write(root / "val" / "cat" / name, 90 + i)
+    train = module().train_ds
+    for i, name in enumerate(names):
+        image, label = train[train.fnames.index(root / "train" / "cat" / name)]
+        assert np.array_equal(np.asarray(tensor_to_pil_image(image)), noise(80 + i, (16, 16))) and label == 1
+        assert train.fnames.count(root / "train" / "cat" / name) == 1
+    assert make_eval_images(root) == (9, 9)
+    assert make_eval_images(root) == (9, 0)
+
+
+def bomb(path):
+    """A PNG of some bytes that says that it is 50,000 pixels wide and high."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "not a file"),  # from which reading would wait for ever
+        (lambda path: path.symlink_to(path), "symbolic links|No such file"),
+        (lambda path: path.symlink_to(path.with_name("nowhere.png")), "No such file"),
+        (bomb, "decompression bomb"),
+    ],
+    ids=["pipe", "link to itself", "link to nothing", "bomb"],
+)
+def test_what_only_looks_like_an_image_is_named(root, module, make, reason):
+    path = root / "train" / "cat" / "strange.png"
+    make(path)
+    for read in (lambda: read_image(path), module):
+        with pytest.raises((OSError, ValueError), match=rf"(?s)(?=.*strange\.png)(?=.*({reason}))") as refusal:
+            read()
+        assert "\n" not in str(refusal.value)
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", "cut png", "cut jpg", "flipped png"])
 def test_a_broken_file_is_named(root, module, content):
     path = root / "train" / "cat" / "cat9.jpg"
@@ -247,7 +337,8 @@ def test_classes_come_in_the_order_of_their_names_and_leave_0_free(root):
 
 def test_the_number_of_images_of_each_class_can_be_limited(root):
     assert AFHQDataset(root, "train", max_num_images_per_cat=4).labels == [1] * 3 + [2] * 4
-    assert len(AFHQDataset(root, "train", max_num_images_per_cat=1)) == 2
+    first = AFHQDataset(root, "train", max_num_images_per_cat=2).fnames
+    assert [path.name for path in first] == ["cat0.png", "cat1.png", "dog0.png", "dog1.png"]
     with pytest.raises(ValueError, match="at least 1, or -1 for all, got 0"):
         AFHQDataset(root, "train", max_num_images_per_cat=0)
 
@@ -315,6 +406,47 @@ def test_a_training_epoch_gives_full_batches_of_different_images_in_a_new_order_
         assert [everything[tuple(x.flatten().tolist())] for x in images] == labels.tolist()
 
 
+def test_workers_are_for_transforms_only(module):
+    loader = module(num_workers=3).train_dataloader()
+    assert loader.num_workers == 0
+    assert [images.shape for images, _ in loader] == [(2, 3, 16, 16)] * 4
+
+
+def test_a_pass_of_training_batches_takes_each_image_at_most_once_and_in_full_batches(module):
+    data = module(batch_size=3)
+    batches = data.train_batches(seed=5)
+    everything = {x.numpy().tobytes(): (i, label) for i, (x, label) in enumerate(data.train_ds[i] for i in range(8))}
+    passes = []
+    for number in range(4):
+        taken = []
+        for step in (2 * number, 2 * number + 1):  # two batches of 3; two of the 8 images are left over
+            images, labels = batches[step]
+            assert images.shape == (3, 3, 16, 16) and images.dtype == torch.float32 and labels.dtype == torch.int64
+            found = [everything[x.numpy().tobytes()] for x in images]
+            assert [label for _, label in found] == labels.tolist()
+            taken += [i for i, _ in found]
+        assert len(set(taken)) == 6
+        passes.append(tuple(taken))
+    assert len(set(passes)) == 4
+    assert len(set().union(*passes)) == 8  # another pass leaves out others
+
+
+def test_a_training_batch_follows_from_seed_and_step_alone(module):
+    one, other = (module(batch_size=3).train_batches(seed=5) for _ in range(2))
+    in_order = [one[step] for step in range(7)]
+    torch.manual_seed(99)
+    np.random.seed(99)
+    for step in (6, 0, 3, 3, 1, 1000, 2, 5, 4):
+        images, labels = other[step]
+        if step < 7:
+            assert torch.equal(images, in_order[step][0]) and torch.equal(labels, in_order[step][1])
+    by_seed = [module(batch_size=3).train_batches(seed) for seed in range(4)]
+    passes = [torch.cat([batches[step][0], batches[step + 1][0]]) for batches in by_seed for step in (0, 2, 4, 6)]
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(passes, 2))
+    with pytest.raises(ValueError, match="fewer than one batch of 9"):
+        module(batch_size=9).train_batches(0)
+
+
 def test_cached_images_are_those_of_the_files(module, root):
     data = module()
     plain = AFHQDataset(root, "train", lambda image: to_tensor(np.array(resize(image, 16))).permute(2, 0, 1))
@@ -367,6 +499,16 @@ def test_sets_that_cannot_be_trained_on_are_named(root, module):
 # The cache of decoded images.
 
 
+def test_nothing_is_decoded_before_it_is_asked_for(root, decoded):
+    data = AFHQDataModule(root, batch_size=2, image_resolution=16)
+    data.check_batch_size()
+    assert len(data.train_ds) == 8 and not decoded and not (root / ".cache").exists()
+    data.train_batches(seed=0)
+    assert len(decoded) == 8
+    next(iter(data.val_dataloader()))
+    assert len(decoded) == 12
+
+
 def test_the_second_time_nothing_is_decoded(module, decoded, root):
     first = module()
     assert len(decoded) == 12
@@ -377,14 +519,20 @@ def test_the_second_time_nothing_is_decoded(module, decoded, root):
     assert len(list((root / ".cache").iterdir())) == 2
 
 
-@pytest.mark.parametrize("change", ["content", "time", "add", "remove", "rename"])
+@pytest.mark.parametrize("change", ["content", "size", "time", "add", "remove", "rename"])
 def test_a_change_is_noticed_and_the_old_cache_goes(module, decoded, root, change):
     module()
     path = root / "train" / "cat" / "cat1.png"
     if change == "content":
         write(path, 77, size=(30, 30))
+    elif change == "size":  # by a program that keeps the time
+        before = path.stat()
+        write(path, 77, size=(30, 30))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     elif change == "time":
+        before = path.stat()
         write(path, 77)
+        assert path.stat().st_size == before.st_size
         os.utime(path, ns=(0, 1))
     elif change == "add":
         write(path.with_name("cat11.png"), 77)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -23,7 +24,16 @@ from PIL import Image
 from scipy import linalg
 
 from fid import measure_fid
-from fid.measure_fid import feature_statistics, features_of_folder, frechet_distance, load_inception, main, measure
+from fid.measure_fid import (
+    feature_statistics,
+    features_of_folder,
+    fit_gaussian,
+    frechet_distance,
+    gaussian_distance,
+    load_inception,
+    main,
+    measure,
+)
 from oracles import Harmful
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
@@ -150,6 +160,34 @@ def test_statistics_are_taken_in_float64():
     mu, sigma = feature_statistics(features)
     assert mu == pytest.approx([4096 + 1 / 64] * 2, rel=1e-14)
     assert sigma == pytest.approx(np.full((2, 2), 1000 / 999 / 64**2), rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (10, 40), (40, 10), (100, 101), (300, 50)])
+def test_features_give_the_distance_of_their_covariances(n, m):
+    """With the covariance as a factor, however many images there are, or as a matrix of any origin."""
+    rng = np.random.default_rng(0)
+    X, Y = rng.normal(size=(n, 100)), rng.normal(size=(m, 100)) * np.geomspace(1, 1e-3, 100) + 0.01
+    statistics = []
+    for features in (X, Y):
+        mu, factor = fit_gaussian(features)
+        assert factor.shape == (100, min(len(features), 100))
+        covariance = np.cov(features, rowvar=False)
+        assert factor @ factor.T == pytest.approx(covariance, rel=1e-9, abs=1e-12)
+        statistics += [mu, covariance]
+    assert gaussian_distance(fit_gaussian(X), fit_gaussian(Y)) == pytest.approx(frechet_distance(*statistics), rel=1e-9)
+
+
+def test_few_images_need_no_square_matrix():
+    """What makes the distance of wide features cheap: nothing is as large as a covariance."""
+    width = 4096
+    X = np.random.default_rng(0).normal(size=(20, width))
+    tracemalloc.start()
+    try:
+        gaussian_distance(fit_gaussian(X), fit_gaussian(X[5:] + 1))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert X.nbytes < peak < 8 * width**2 / 20
 
 
 @pytest.mark.parametrize("features", [np.zeros((1, 4)), np.zeros((0, 4)), np.zeros(4)])
@@ -452,6 +490,9 @@ def test_the_cache_knows_width_and_network(folders, looked_at, monkeypatch, tmp_
     monkeypatch.setattr(measure_fid, "weights_file", lambda: folders[0] / "0.png")
     measure(*folders)
     assert looked_at == ["real", "made"] * 3
+    monkeypatch.setattr(measure_fid, "CACHE_FORMAT", "another")
+    measure(*folders)
+    assert looked_at == ["real", "made"] * 4
 
 
 def test_a_damaged_cache_is_replaced(folders, looked_at, tmp_path):
@@ -494,6 +535,31 @@ def test_nothing_is_added_to_a_folder_that_holds_the_other(folders, looked_at):
     assert content(real.parent) == before
     measure(real, real.parent)
     assert looked_at == ["real", "data", "data"]
+
+
+# The benchmark.
+
+
+@pytest.mark.parametrize("weights", ["there", "missing"])
+def test_the_benchmark_measures_both_programs(weights, inception_home, tmp_path, program, monkeypatch):
+    home = inception_home if weights == "there" else tmp_path / "home"
+    monkeypatch.setenv("TORCH_HOME", str(home))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the program adds to it
+    small = ["--dims", 64, "--real", 90, "--generated", 80, "--pictures", 3, "--rounds", 2, "--json", "fid.json"]
+    run = program("../benchmarks/fid.py", *small)
+    assert run.returncode == 0, run.stderr
+    assert os.environ["TORCH_HOME"] == str(home)
+    found = json.loads((tmp_path / "fid.json").read_text())
+    assert found["random_weights"] == ("no FID" in run.stdout) == (weights == "missing")
+    assert [row["what"].split(",")[0] for row in found["rows"]] == ["distance", "network", "whole", "whole"]
+    for row in found["rows"]:
+        assert row["what"] in run.stdout
+        assert row["relative_difference"] < 1e-4
+        for times in (row["pytorch_fid"], row["ours"]):
+            assert len(times["seconds"]) == (1 if "whole" in row["what"] else 2)
+            assert 0 < times["lowest"] <= times["median"] <= times["highest"]
+        assert row["speedup"] == pytest.approx(row["pytorch_fid"]["median"] / row["ours"]["median"])
+    assert [path.name for path in tmp_path.iterdir()] == ["fid.json"]
 
 
 # Refusals before any work.

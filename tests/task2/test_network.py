@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from module import AttnBlock, DownSample, ResBlock, Swish, TimeEmbedding, UpSample
+from module import AttnBlock, DownSample, ResBlock, Swish, TimeEmbedding, UpSample, usual_init
 from network import UNet
-from oracles import awake
+from oracles import awake, max_difference
 
 SMALL = {"image_resolution": 16, "ch": 32, "ch_mult": [1, 2], "attn": [1], "num_res_blocks": 1}
 
@@ -85,6 +85,14 @@ def test_default_width_has_ddpms_32_groups():
     assert {m.num_groups for m in UNet(**SMALL | {"ch": 128}).modules() if isinstance(m, torch.nn.GroupNorm)} == {32}
 
 
+def test_images_whose_size_the_levels_do_not_divide_are_named():
+    net = UNet(**SMALL | {"ch_mult": [1, 1, 1], "num_res_blocks": 1})
+    for size in [(18, 16), (16, 18), (17, 17), (2, 2)]:
+        with pytest.raises(ValueError, match=rf"multiples of 4, got images \[1, 3, {size[0]}, {size[1]}\]"):
+            net(torch.randn(1, 3, *size), 1)
+    assert net(torch.randn(1, 3, 8, 20), 1).shape == (1, 3, 8, 20)
+
+
 def test_config_builds_the_same_network():
     net = UNet(**SMALL, use_cfg=True, num_classes=3).eval()
     twin = UNet(**net.config).eval()
@@ -139,6 +147,54 @@ def test_attention_is_softmax_attention():
     assert torch.allclose(block(x), expected, atol=1e-5)
 
 
+def test_time_embedding_is_cosines_then_sines_of_frequencies_from_1_to_1_by_10000():
+    embedding = TimeEmbedding(32, 64)
+    asked = []
+    embedding.mlp.register_forward_pre_hook(lambda mlp, inputs: asked.append(inputs[0]))
+    t = torch.tensor([0, 1, 10, 999])
+    embedding(t)
+    angles = t.double()[:, None] * 10_000 ** (-torch.arange(32, dtype=torch.float64) / 32)
+    assert max_difference(asked[0], torch.cat([angles.cos(), angles.sin()], dim=1)) < 2e-4
+
+
+def test_sizes_change_by_every_second_pixel_and_by_repeated_pixels():
+    """Seen through convolutions that leave their input as it is."""
+    down, up = DownSample(32), UpSample(32)
+    for block in (down, up):
+        torch.nn.init.dirac_(block.main.weight)
+    x = torch.randn(2, 32, 4, 6)
+    assert torch.equal(down(x), x[..., ::2, ::2])
+    assert torch.equal(up(x), x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+
+
+@pytest.mark.parametrize(
+    ("layer", "fans"),
+    [(torch.nn.Conv2d(32, 96, 3), 9 * (32 + 96)), (torch.nn.Conv2d(64, 32, 1), 96), (torch.nn.Linear(64, 256), 320)],
+)
+def test_layers_start_with_xavier_uniform_weights_and_no_bias(layer, fans):
+    """Uniform up to sqrt(6 / (inputs + outputs)) (Glorot & Bengio, 2010, eq. 16)."""
+    bound = (6 / fans) ** 0.5
+    weight = usual_init(layer).weight
+    assert 0.99 * bound < weight.abs().max() <= bound
+    assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)
+    assert not layer.bias.any()
+
+
+def test_only_layers_that_end_a_branch_start_near_0():
+    net = UNet(**SMALL)
+    near_0 = set()
+    for name, layer in net.named_modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            bound = (6 / sum(torch.nn.init._calculate_fan_in_and_fan_out(layer.weight))) ** 0.5
+            size = layer.weight.abs().max().item() / bound
+            assert 0.9 < size <= 1 or size <= 1e-5, name
+            near_0 |= {name} if size <= 1e-5 else set()
+    blocks = {name: block for name, block in net.named_modules() if isinstance(block, ResBlock)}
+    ends = {f"{name}.block2.3" for name in blocks} | {"tail.2"}
+    ends |= {f"{name}.attn.proj" for name, block in blocks.items() if isinstance(block.attn, AttnBlock)}
+    assert near_0 == ends
+
+
 def test_small_blocks():
     x = torch.randn(2, 32, 8, 8)
     assert torch.allclose(Swish()(x), x * torch.sigmoid(x), atol=1e-6)
@@ -149,6 +205,23 @@ def test_small_blocks():
     assert block(x, torch.randn(2, 128)).shape == (2, 64, 8, 8)
     identity = ResBlock(32, 32, 128, dropout=0.0)
     assert torch.allclose(identity(x, torch.randn(2, 128)), x, atol=1e-3)
+
+
+def test_each_block_leaves_out_the_given_share_and_scales_the_rest():
+    net, shares = UNet(**SMALL, dropout=0.4), []
+
+    def compare(dropout, inputs, output):
+        left = output != 0
+        shares.append(1 - left.float().mean().item())
+        assert torch.allclose(output[left], inputs[0][left] / 0.6)
+
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.register_forward_hook(compare)
+    net(torch.randn(4, 3, 16, 16), 5)
+    assert len(shares) == sum(isinstance(layer, ResBlock) for layer in net.modules())
+    fewest = 4 * 32 * 8 * 8
+    assert shares == pytest.approx([0.4] * len(shares), abs=5 * (0.24 / fewest) ** 0.5)
 
 
 def test_dropout_works_in_training_only():

@@ -118,7 +118,7 @@ def test_without_the_flag_a_broken_image_is_refused_whatever_was_decoded_before(
         else:
             with pytest.raises(ValueError, match=r"3\.png: not an image, or a broken one"):
                 training_set(root, skip_broken=False)
-    (broken[0]).unlink()
+    broken[0].unlink()
     broken[1].unlink()
     assert len(training_set(root, skip_broken=False)) == 9
 
@@ -140,6 +140,12 @@ def test_a_mended_image_counts_again(root, broken):
     assert [path.suffix for path in (root / ".cache").iterdir()] == [".npy"]
 
 
+def test_a_broken_image_is_named_as_it_is_called_now(root, broken):
+    training_set(root)
+    renamed = broken[0].rename(broken[0].with_name("3b.png"))
+    assert training_set(root).left_out[0].startswith(f"{renamed}: ")
+
+
 def test_an_image_that_breaks_is_left_out_from_then_on(root):
     assert len(training_set(root)) == 10
     path = break_file(root / "train" / "dog" / "0.png")
@@ -147,8 +153,7 @@ def test_an_image_that_breaks_is_left_out_from_then_on(root):
     assert len(train) == 9 and path not in train.fnames and len(train.left_out) == 1
 
 
-def test_a_lost_list_of_the_broken_is_not_a_reason_to_train_on_black(root, broken):
-    """A list that was cut off is made anew."""
+def test_a_list_of_the_broken_that_was_cut_off_is_made_anew(root, broken):
     training_set(root)
     (path,) = (root / ".cache").glob("*.broken.json")
     path.write_text(path.read_text()[:20])

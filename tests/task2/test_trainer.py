@@ -16,7 +16,7 @@ from dataset import tensor_to_pil_image
 from drawn_faces import write_drawn_set
 from model import DiffusionModule, ImageNoise
 from oracles import awake, refused
-from scheduler import DDPMScheduler
+from scheduler import PREDICTORS, DDPMScheduler
 from trainer import StopSignals, Trainer
 
 CPU = torch.device("cpu")
@@ -39,43 +39,41 @@ def batch(size=4):
     return torch.rand(size, 3, 8, 8) * 2 - 1, torch.arange(size) % 3 + 1
 
 
-def listen(trainer):
-    """What the loss is asked for from here on, as (images, labels, loss)."""
+@pytest.fixture
+def asked(monkeypatch):
+    """What losses are asked for, as (images, labels, loss)."""
     asked = []
-    ordinary = trainer.ddpm.get_loss
+    ordinary = DiffusionModule.get_loss
 
-    def get_loss(images, labels):
-        loss = ordinary(images, labels)
+    def get_loss(ddpm, images, labels):
+        loss = ordinary(ddpm, images, labels)
         asked.append((images, labels, loss.item()))
         return loss
 
-    trainer.ddpm.get_loss = get_loss
+    monkeypatch.setattr(DiffusionModule, "get_loss", get_loss)
     return asked
 
 
-def chain_by_hand(network, seed, numbers, labels=None, scale=1.0):
-    """The images of these numbers as bytes, from a network that is put into eval mode first."""
-    schedule = DDPMScheduler(4, 1e-4, 0.3)
-    ddpm = DiffusionModule(copy.deepcopy(network).eval(), schedule)
+def chain_by_hand(ddpm, network, seed, numbers, labels=None, scale=1.0):
+    """The images of these numbers, from the module with this network in eval mode."""
+    ddpm = copy.deepcopy(ddpm)
+    ddpm.network = copy.deepcopy(network).eval()
     labels = None if labels is None else torch.tensor(labels)
     *_, x_0 = ddpm.reverse_process(len(numbers), labels, scale, ImageNoise(seed, numbers, 8, CPU))
-    return [np.asarray(image) for image in tensor_to_pil_image(x_0)]
+    return tensor_to_pil_image(x_0)
 
 
-def saved(folder, names):
-    return [np.asarray(Image.open(folder / name)) for name in names]
-
-
-def same(pictures, others):
-    return all(np.array_equal(a, b) for a, b in zip(pictures, others, strict=True))
+def same(files, images):
+    """Whether files hold these images, up to one level of 255, by which kernels may round differently."""
+    pixels = [[np.asarray(image, dtype=int) for image in some] for some in (map(Image.open, files), images)]
+    return bool((np.abs(np.subtract(*pixels)) <= 1).all())
 
 
 # A step.
 
 
-def test_about_half_of_the_images_are_mirrored_left_to_right(new_trainer):
-    trainer = new_trainer("--hflip")
-    asked, (images, labels) = listen(trainer), batch(100)
+def test_about_half_of_the_images_are_mirrored_left_to_right(new_trainer, asked):
+    trainer, (images, labels) = new_trainer("--hflip"), batch(100)
     trainer.train_step(images, labels)
     seen = asked[0][0]
     mirrored = [torch.equal(x, y.flip(2)) for x, y in zip(seen, images, strict=True)]
@@ -85,19 +83,18 @@ def test_about_half_of_the_images_are_mirrored_left_to_right(new_trainer):
     assert not torch.equal(asked[1][0], seen)
 
 
-def test_without_the_flag_no_image_is_mirrored(new_trainer):
-    trainer = new_trainer()
-    asked, (images, labels) = listen(trainer), batch(40)
+def test_without_the_flag_no_image_is_mirrored(new_trainer, asked):
+    trainer, (images, labels) = new_trainer(), batch(40)
     trainer.train_step(images, labels)
     assert torch.equal(asked[0][0], images)
 
 
-def test_labels_reach_the_loss_of_a_conditional_model_only(new_trainer):
+def test_labels_reach_the_loss_of_a_conditional_model_only(new_trainer, asked):
     for flags in (["--use_cfg"], []):
-        trainer = new_trainer(*flags)
-        asked, (images, labels) = listen(trainer), batch()
+        trainer, (images, labels) = new_trainer(*flags), batch()
         trainer.train_step(images, labels)
-        assert torch.equal(asked[0][1], labels) if flags else asked[0][1] is None
+        seen = asked[-1][1]
+        assert torch.equal(seen, labels) if flags else seen is None
 
 
 def test_the_learning_rate_rises_and_then_stays(new_trainer):
@@ -134,6 +131,15 @@ def test_the_average_is_that_of_the_weights_after_each_step(new_trainer):
     assert (weights(trainer.ddpm.network) - average).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_each_predictor_is_trained_by_its_own_loss(new_trainer, monkeypatch, predictor):
+    for other in {*PREDICTORS} - {predictor}:
+        monkeypatch.delattr(DiffusionModule, f"get_loss_{other}")
+    trainer = new_trainer("--predictor", predictor)
+    trainer.train_step(*batch())
+    assert trainer.step == 1
+
+
 @pytest.mark.parametrize("wrong", [[1, 4, 1, 1], [-1, 1, 1, 1], [1.7, 1, 1, 1], [float("nan"), 1, 1, 1], [1, 2]])
 def test_labels_that_do_not_exist_are_not_trained_on(new_trainer, wrong):
     trainer = new_trainer("--use_cfg")
@@ -147,14 +153,13 @@ def test_labels_that_do_not_exist_are_not_trained_on(new_trainer, wrong):
 
 def test_pictures_are_the_averaged_networks_in_eval_mode_of_classes_1_2_3_1(new_trainer, tmp_path):
     trainer = new_trainer("--use_cfg", "--dropout", 0.5, "--seed", 7)
-    awake(trainer.ddpm.network)
-    averaged = awake(trainer.ema.network)
+    last, averaged = awake(trainer.ddpm.network), awake(trainer.ema.network)
     with StopSignals() as stop:
         trainer.draw(stop)
-    pictures = saved(tmp_path, [f"step=0-{i}.png" for i in range(4)])
-    assert same(pictures, chain_by_hand(averaged, 7, range(4), [1, 2, 3, 1]))
-    assert not same(pictures, chain_by_hand(averaged, 7, range(4), [0, 1, 2, 0]))
-    assert not same(pictures, chain_by_hand(trainer.ddpm.network, 7, range(4), [1, 2, 3, 1]))
+    files = [tmp_path / f"step=0-{i}.png" for i in range(4)]
+    assert same(files, chain_by_hand(trainer.ddpm, averaged, 7, range(4), [1, 2, 3, 1]))
+    assert not same(files, chain_by_hand(trainer.ddpm, averaged, 7, range(4), [0, 1, 2, 0]))
+    assert not same(files, chain_by_hand(trainer.ddpm, last, 7, range(4), [1, 2, 3, 1]))
 
 
 def test_pictures_leave_training_as_it_was(new_trainer):
@@ -184,19 +189,18 @@ def test_a_module_in_eval_mode_stays_in_it_when_it_loads(new_trainer, tmp_path):
 
     before = sample()
     ddpm.load(tmp_path / "model.ckpt")
-    assert torch.equal(sample(), before)
+    assert torch.allclose(sample(), before, atol=1e-3)
     ddpm.train()
     ddpm.load(tmp_path / "model.ckpt")
-    assert ddpm.network.training and not torch.equal(sample(), before)
+    assert ddpm.network.training and not torch.allclose(sample(), before, atol=0.1)
 
 
 # Numbers.
 
 
-def test_a_row_is_the_mean_loss_of_exactly_its_steps(new_trainer, tmp_path, monkeypatch):
+def test_a_row_is_the_mean_loss_of_exactly_its_steps(new_trainer, asked, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.STATS_EVERY", 3)
     trainer = new_trainer("--train_num_steps", 7, "--learning_rate", 0.01, "--warmup_steps", 5)
-    asked = listen(trainer)
     for _ in range(7):
         trainer.train_step(*batch())
     trainer.write_stats()
@@ -223,10 +227,10 @@ def test_images_per_second_count_neither_pictures_nor_checkpoints_nor_pauses(new
         return slow
 
     def slow_trainer():
-        trainer = new_trainer()
+        trainer = new_trainer("--batch_size", 4)
         trainer.load()
         trainer.draw, trainer.write_stats = wait(100), wait(1000)
-        trainer.ddpm.get_loss = wait(0.5, trainer.ddpm.get_loss)
+        trainer.optimizer.zero_grad = wait(0.5, trainer.optimizer.zero_grad)
         return trainer
 
     trainer = slow_trainer()
@@ -301,7 +305,7 @@ def test_the_seed_decides_weights_losses_and_the_order_of_the_images(run, monkey
     ordinary, seen = Trainer.train_step, []
 
     def train_step(trainer, images, labels):
-        seen.append(images)
+        seen.append((images, trainer.ddpm.network.head.weight.detach().clone()))
         ordinary(trainer, images, labels)
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
@@ -309,9 +313,9 @@ def test_the_seed_decides_weights_losses_and_the_order_of_the_images(run, monkey
     assert a["stats"][0]["loss"] == again["stats"][0]["loss"] != b["stats"][0]["loss"]
     for name, weights in a["network"].items():
         assert torch.equal(weights, again["network"][name]), name
-    assert not torch.equal(a["network"]["head.weight"], b["network"]["head.weight"])
-    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
-    assert not torch.equal(seen[0], seen[4])
+    of_a, _, of_again, _, of_b, _ = seen
+    for ours, same, other in zip(of_a, of_again, of_b, strict=True):
+        assert torch.equal(ours, same) and not torch.equal(ours, other)
 
 
 @pytest.fixture
@@ -339,15 +343,15 @@ def test_samples_are_the_chain_of_the_wanted_weights_classes_and_guidance(
     program, trained, tmp_path, flags, labels, scale
 ):
     trainer, path = trained
-    base = ["--ckpt_path", path, "--save_dir", "out", "--num_samples", 5, "--batch_size", 3, "--seed", 4]
+    base = ["--ckpt_path", path, "--save_dir", "out", "--num_samples", 5, "--batch_size", 4, "--seed", 4]
     ended = program("sampling.py", *base, *flags)
     assert ended.returncode == 0, ended.stderr
     network = trainer.ddpm.network if "last" in flags else trainer.ema.network
-    by_hand = []
-    for numbers in (range(0, 3), range(3, 5)):
+    ddpm, by_hand = DiffusionModule(network, DDPMScheduler(4, 1e-4, 0.3)), []
+    for numbers in (range(4), range(4, 5)):
         wanted = None if labels is None else [labels[i] for i in numbers]
-        by_hand += chain_by_hand(network, 4, numbers, wanted, scale)
-    assert same(saved(tmp_path / "out", [f"{i}.png" for i in range(5)]), by_hand)
+        by_hand += chain_by_hand(ddpm, network, 4, numbers, wanted, scale)
+    assert same([tmp_path / "out" / f"{i}.png" for i in range(5)], by_hand)
 
 
 def test_a_guidance_scale_without_guidance_is_refused(program, trained):
@@ -357,6 +361,6 @@ def test_a_guidance_scale_without_guidance_is_refused(program, trained):
 
 def test_last_weights_of_a_checkpoint_without_them_are_refused(program, trained, tmp_path):
     trainer, _ = trained
-    trainer.averaged.save(tmp_path / "shared.ckpt")
+    trainer.ddpm.save(tmp_path / "shared.ckpt")
     base = ["--ckpt_path", "shared.ckpt", "--save_dir", "out", "--num_samples", 1]
     assert refused(program("sampling.py", *base, "--weights", "last"), "shared.ckpt: holds no other weights")

@@ -1,0 +1,81 @@
+"""Several processes, one for each device, started by `torchrun --nproc_per_node N`; one process is the case N = 1."""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class Processes:
+    """What the processes of a program tell each other.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: how many there are.
+        local_rank: number of this process among those on the same machine, and so of its GPU.
+    """
+
+    def __init__(self) -> None:
+        self.rank = int(os.environ.get("RANK", 0))
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    @property
+    def bar_settings(self) -> dict[str, bool]:
+        """For tqdm: only the first process shows a bar."""
+        return {} if self.is_first else {"disable": True}
+
+    def connect(self, device: torch.device) -> None:
+        """Find the other processes. Gradients of GPUs go over NCCL, everything else over gloo."""
+        if self.size > 1:
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            # The first process draws pictures while the others wait for its next gradient.
+            dist.init_process_group(backend, timeout=timedelta(hours=12))
+
+    def close(self) -> None:
+        """Part from the other processes."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    @property
+    def share(self) -> slice:
+        """This process's share of a sequence that all have: every size-th item."""
+        return slice(self.rank, None, self.size)
+
+    def from_first(self, value: Any) -> Any:
+        """The value that the first process has."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean over all processes of a tensor on the CPU."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor([int(flag)])
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        return bool(flags)

@@ -1,0 +1,53 @@
+"""What makes the same computation faster, each lever in one function.
+
+None of them changes a formula: precision and order of summation are all that differs. What each gives is measured by
+`benchmarks/train.py`.
+"""
+
+import importlib.util
+
+import torch
+from torch import nn
+
+PRECISIONS = ("auto", "bf16", "fp32")
+SWITCH = ("auto", "on", "off")
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether the network's convolutions and matrix products run in bfloat16; "auto": where the hardware has them.
+
+    Where it is float32, NVIDIA GPUs round the factors of products to TF32's 10 bits, as most trained models did.
+    """
+    if device.type == "cuda" and precision == "fp32":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Without such units, bfloat16 on a CPU is emulated, and twenty times slower.
+    units = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return device.type == "cpu" and any(supported is not None and supported() for supported in units)
+
+
+def prepare(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network on its device, with the channels of a pixel side by side, as fast convolutions read them."""
+    return network.to(device, memory_format=torch.channels_last)
+
+
+def compiles(switch: str, device: torch.device, num_calls: int) -> bool:
+    """Whether to compile; "auto": on GPUs, when there are so many calls of the network that it pays."""
+    has_compiler = importlib.util.find_spec("triton") is not None
+    return switch == "on" or (switch == "auto" and device.type == "cuda" and has_compiler and num_calls >= 2000)
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    """The network with its operations fused, and on a GPU launched together as one CUDA graph.
+
+    It shares its weights with `network`. The first call takes a minute or more.
+    """
+    return torch.compile(network, mode="reduce-overhead", dynamic=False)
+
+
+def adam(parameters: list[nn.Parameter], learning_rate: float, device: torch.device) -> torch.optim.Adam:
+    """Adam that updates all parameters in one kernel."""
+    return torch.optim.Adam(parameters, lr=learning_rate, fused=device.type in ("cpu", "cuda"))

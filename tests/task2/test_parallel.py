@@ -1,0 +1,161 @@
+"""Several processes, here two on a CPU, train one model and share the samples."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train
+from checkpoint import read_checkpoint
+from dataset import AFHQDataModule
+from drawn_faces import write_drawn_set
+from model import DiffusionModule
+from network import UNet
+from oracles import awake, max_difference, refused
+from processes import PROGRAMS, start_together
+from scheduler import DDPMScheduler
+from trainer import Trainer
+
+TINY = ["--ch", 32, "--ch_mult", 1, "--attn", "--num_res_blocks", 1, "--image_resolution", 8]
+TINY += ["--num_diffusion_train_timesteps", 12, "--batch_size", 4, "--log_interval", 20]
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    root = tmp_path_factory.mktemp("faces") / "afhq"
+    write_drawn_set(root, 5)
+    return root
+
+
+def only_run(place):
+    (config,) = (place / "results").rglob("config.json")
+    return config.parent
+
+
+def finish(programs):
+    codes = [program.finish() for program in programs]
+    assert codes == [0] * len(programs), "".join(program.said for program in programs)
+    return programs[0].said
+
+
+def test_a_step_of_two_is_the_mean_of_their_gradients(faces, tmp_path):
+    flags = [*TINY, "--dropout", 0.3, "--hflip", "--learning_rate", 1e-3, "--warmup_steps", 0, "--train_num_steps", 1]
+    said = finish(start_together(2, "train.py", "--data_root", faces, *flags, place=tmp_path))
+    assert "on 2 devices" in said
+    training = read_checkpoint(only_run(tmp_path) / "last.ckpt")["training"]
+
+    # The same in one process, one share after the other.
+    args = train.parse_arguments([str(flag) for flag in flags])
+    data = AFHQDataModule(faces, batch_size=4, image_resolution=8, max_num_images_per_cat=3000)
+    trainers, losses = [], []
+    for rank in range(2):
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(args.seed + rank)
+        trainer = Trainer(args, 3, torch.device("cpu"), tmp_path)
+        if rank:
+            trainer.ddpm.network.load_state_dict(trainers[0].ddpm.network.state_dict())
+        images, _ = data.train_batches(args.seed, share=slice(rank, None, 2))[0]
+        assert len(images) == 2
+        if args.hflip:
+            mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
+            images = torch.where(mirrored, images.flip(3), images)
+        losses.append(trainer._gradient(images, None).item())
+        trainers.append(trainer)
+    first, second = trainers
+    for ours, theirs in zip(first.weights, second.weights, strict=True):
+        ours.grad = (ours.grad + theirs.grad) / 2
+    first.optimizer.step()
+    for name, weight in first.ddpm.network.state_dict().items():
+        assert max_difference(weight, training["network"][name]) < 1e-6, name
+    assert float(training["stats"][0]["loss"]) == pytest.approx(sum(losses) / 2, abs=1e-6)
+
+
+def end_of(folder):
+    checkpoint = read_checkpoint(folder / "last.ckpt")
+    training = checkpoint["training"]
+    states = [state["torch"] for state in training["random"]]
+    return list(checkpoint["state_dict"].values()) + list(training["network"].values()) + states
+
+
+def test_two_that_are_stopped_and_resumed_end_the_same(faces, tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    flags = ["--data_root", faces, *TINY, "--dropout", 0.2, "--train_num_steps", 150]
+    finish(start_together(2, "train.py", *flags, place=tmp_path / "whole"))
+    programs = start_together(2, "train.py", *flags, place=tmp_path / "parts")
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("parts/results/*/*/*/step=20-traj.png")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(programs[1].process.pid, signal.SIGTERM)  # one is told, both stop
+    said = finish(programs)
+    assert "stopped at step" in said
+    parts = only_run(tmp_path / "parts")
+    assert 20 <= read_checkpoint(parts / "last.ckpt")["training"]["step"] < 150
+    finish(start_together(2, "train.py", "--resume", parts, place=tmp_path / "parts"))
+    whole = only_run(tmp_path / "whole")
+    assert all(torch.equal(a, b) for a, b in zip(end_of(whole), end_of(parts), strict=True))
+    for picture in whole.glob("step=*.png"):
+        assert (parts / picture.name).read_bytes() == picture.read_bytes()
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(program, faces, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    run = program("train.py", "--data_root", faces, *TINY)
+    assert refused(run, "--batch_size: 4 cannot be shared by 3 processes of --accumulate 1 parts")
+    monkeypatch.delenv("WORLD_SIZE")
+    assert refused(program("train.py", "--data_root", faces, *TINY, "--accumulate", 3), "1 processes of --accumulate 3")
+
+
+def test_two_make_the_images_that_one_makes(model, tmp_path):
+    def images(name):
+        return {path.name: np.asarray(Image.open(path)).astype(int) for path in (tmp_path / name).iterdir()}
+
+    flags = ["--ckpt_path", model, "--num_samples", 7, "--batch_size", 2, "--save_traj"]
+    finish(start_together(1, "sampling.py", *flags, "--save_dir", "one", place=tmp_path))
+    said = finish(start_together(2, "sampling.py", *flags, "--save_dir", "two", place=tmp_path))
+    assert said.count("7 images in two") == 1
+    for folder in ("{}", "{}_traj"):
+        one, two = images(folder.format("one")), images(folder.format("two"))
+        assert one.keys() == two.keys() and len(one) == 7
+        assert all(np.abs(one[name] - two[name]).max() <= 1 for name in one)  # batches of other sizes: rounding
+    (tmp_path / "two" / "3.png").unlink()
+    said = finish(start_together(2, "sampling.py", *flags, "--save_dir", "two", place=tmp_path))
+    assert "6 of 7 images are there already" in said and len(images("two")) == 7
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    network = awake(UNet(T=12, image_resolution=8, ch=32, ch_mult=[1], attn=[0], num_res_blocks=1))
+    path = tmp_path_factory.mktemp("model") / "model.ckpt"
+    DiffusionModule(network, DDPMScheduler(12, 1e-4, 0.3), "noise").save(path)
+    return path
+
+
+@pytest.mark.slow
+def test_compiled_sampling_gives_the_same_images(program, model, tmp_path):
+    for switch in ("on", "off"):
+        flags = ["--num_samples", 5, "--batch_size", 3, "--compile", switch]
+        run = program("sampling.py", "--ckpt_path", model, "--save_dir", switch, *flags)
+        assert run.returncode == 0, run.stderr
+        assert len(list((tmp_path / switch).iterdir())) == 5
+    for i in range(5):
+        on, off = (np.asarray(Image.open(tmp_path / switch / f"{i}.png")).astype(int) for switch in ("on", "off"))
+        assert np.abs(on - off).max() <= 1
+
+
+@pytest.mark.slow
+def test_the_command_with_torchrun(faces, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29533]
+    command += [PROGRAMS / "train.py", "--data_root", faces, *TINY, "--train_num_steps", 3]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert "on 2 devices" in run.stdout and "finished at step 3" in run.stdout

@@ -1,0 +1,190 @@
+"""The levers of speed and memory change nothing but the last digits."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import speed
+import train
+from dataset import AFHQDataModule
+from drawn_faces import write_drawn_set
+from model import DiffusionModule
+from network import UNet
+from oracles import awake, max_difference
+from scheduler import DDPMScheduler
+from trainer import STATS_EVERY, Trainer
+
+CPU = torch.device("cpu")
+
+
+def small_model(**settings):
+    torch.manual_seed(0)
+    network = UNet(**{"image_resolution": 8, "ch": 32, "ch_mult": [1, 2], "attn": [1], "num_res_blocks": 1} | settings)
+    return DiffusionModule(awake(network), DDPMScheduler(100, 1e-4, 0.02))
+
+
+def loss_and_gradient(ddpm):
+    torch.manual_seed(1)
+    np.random.seed(1)
+    loss = ddpm.get_loss(torch.rand(8, 3, 8, 8) * 2 - 1)
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in ddpm.network.parameters()])
+
+
+def trainer_with(tmp_path, *flags):
+    tiny = "--ch 32 --ch_mult 1 --attn --num_res_blocks 1 --image_resolution 8 --num_diffusion_train_timesteps 12"
+    args = train.parse_arguments([*tiny.split(), "--batch_size", "8", *flags])
+    torch.manual_seed(0)
+    np.random.seed(0)
+    return Trainer(args, 3, CPU, tmp_path)
+
+
+def weights_after(trainer, steps=4):
+    torch.manual_seed(2)
+    np.random.seed(2)
+    for i in range(steps):
+        images = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(i)) * 2 - 1
+        trainer.train_step(images, torch.ones(8, dtype=torch.long))
+    return torch.cat([weight.detach().flatten() for weight in trainer.weights]), [
+        loss.item() for loss in trainer.recent
+    ]
+
+
+def test_bf16_is_close_and_the_answer_is_float32():
+    ddpm = small_model(dropout=0.0)
+    loss, gradient = loss_and_gradient(ddpm)
+    ddpm.network.zero_grad()
+    ddpm.bf16 = True
+    loss_16, gradient_16 = loss_and_gradient(ddpm)
+    assert loss_16 != loss and loss_16 == pytest.approx(loss, rel=5e-3)
+    assert torch.cosine_similarity(gradient, gradient_16, dim=0) > 0.999
+    assert ddpm.ask(torch.randn(1, 3, 8, 8), torch.tensor([3]), None).dtype == torch.float32
+
+
+def test_bf16_leaves_whole_samples_within_a_few_grey_levels():
+    ddpm = small_model().eval()
+    torch.manual_seed(3)
+    plain = ddpm.sample(4)
+    ddpm.bf16 = True
+    torch.manual_seed(3)
+    fast = ddpm.sample(4)
+    assert 0 < (plain - fast).abs().max() < 0.03 * plain.std()
+
+
+@pytest.mark.parametrize(("units", "expected"), [(True, True), (False, False)])
+def test_auto_takes_bf16_where_the_processor_has_it(monkeypatch, units, expected):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    assert speed.uses_bf16("auto", CPU) is expected
+    assert speed.uses_bf16("bf16", CPU) and not speed.uses_bf16("fp32", CPU)
+
+
+def test_a_run_says_its_precision_to_its_modules(tmp_path):
+    for flag in ("bf16", "fp32"):
+        trainer = trainer_with(tmp_path, "--precision", flag)
+        assert trainer.learner.bf16 is trainer.sampler.bf16 is (flag == "bf16")
+
+
+def test_the_order_of_bytes_changes_nothing():
+    ddpm = small_model(dropout=0.0)
+    loss, gradient = loss_and_gradient(ddpm)
+    ddpm.network.zero_grad()
+    speed.prepare(ddpm, CPU)
+    assert ddpm.network.head.weight.is_contiguous(memory_format=torch.channels_last)
+    loss_cl, gradient_cl = loss_and_gradient(ddpm)
+    assert loss_cl == pytest.approx(loss, rel=1e-6)
+    assert max_difference(gradient, gradient_cl) < 1e-5 * gradient.abs().max().item()
+
+
+def test_one_kernel_adam_is_adam():
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(100, generator=generator)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    fast, plain = speed.adam([ours], 1e-2, CPU), torch.optim.Adam([theirs], lr=1e-2)
+    assert fast.defaults["fused"]
+    for _ in range(20):
+        ours.grad = theirs.grad = torch.randn(100, generator=generator)
+        fast.step()
+        plain.step()
+    assert max_difference(ours, theirs) < 1e-6
+
+
+def test_recomputed_activations_give_the_same_gradient_bit_for_bit():
+    """Also with dropout, which must be drawn the same a second time."""
+    ddpm = small_model(dropout=0.3)
+    loss, gradient = loss_and_gradient(ddpm)
+    ddpm.network.zero_grad()
+    ddpm.network.activation_checkpointing = True
+    calls = []
+    for block in ddpm.network.downblocks:
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
+    loss_again, gradient_again = loss_and_gradient(ddpm)
+    assert loss_again == loss and torch.equal(gradient, gradient_again)
+    assert len(calls) > len(ddpm.network.downblocks)  # it did compute them twice
+
+
+def test_the_flag_for_it_reaches_the_network(tmp_path):
+    assert trainer_with(tmp_path, "--activation_checkpointing").ddpm.network.activation_checkpointing
+    assert not trainer_with(tmp_path).ddpm.network.activation_checkpointing
+
+
+def test_a_batch_in_parts_is_the_same_batch(tmp_path):
+    whole, losses = weights_after(trainer_with(tmp_path, "--dropout", "0", "--learning_rate", "1e-3"))
+    trainer = trainer_with(tmp_path, "--dropout", "0", "--learning_rate", "1e-3", "--accumulate", "4")
+    sizes = []
+    trainer.ddpm.network.head.register_forward_hook(lambda layer, inputs, _: sizes.append(len(inputs[0])))
+    parts, losses_of_parts = weights_after(trainer)
+    assert sizes == [2] * 16
+    assert losses_of_parts == pytest.approx(losses, rel=1e-5)
+    assert max_difference(whole, parts) < 1e-5
+
+
+def test_losses_are_read_from_the_device_only_every_so_often(tmp_path, monkeypatch):
+    trainer = trainer_with(tmp_path)
+    reads = []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy"):
+        ordinary = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda t, *a, o=ordinary, n=name: (reads.append(n), o(t, *a))[1])
+    images = torch.rand(8, 3, 8, 8)
+    for _ in range(STATS_EVERY - 1):
+        trainer.train_step(images, torch.ones(8, dtype=torch.long))
+    assert not reads
+    trainer.train_step(images, torch.ones(8, dtype=torch.long))
+    assert reads
+
+
+def test_images_in_the_memory_of_a_device_are_those_of_the_file(tmp_path):
+    write_drawn_set(tmp_path / "afhq", 4)
+    data = AFHQDataModule(tmp_path, batch_size=4, image_resolution=8)
+    from_file, from_memory = data.train_batches(3), data.train_batches(3)
+    from_memory.pixels = torch.from_numpy(np.array(from_memory.pixels))
+    for step in (0, 2, 7):
+        assert torch.equal(from_file[step][0], from_memory[step][0])
+        assert torch.equal(from_file[step][1], from_memory[step][1])
+
+
+def test_when_compilation_is_worth_it(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert speed.compiles("auto", cuda, 2000) and not speed.compiles("auto", cuda, 100)
+    assert speed.compiles("on", CPU, 1) and not speed.compiles("auto", CPU, 10**6)
+    assert not speed.compiles("off", cuda, 10**6)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not speed.compiles("auto", cuda, 10**6)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_and_samples_the_same(tmp_path):
+    """Compilation takes a minute or so."""
+    flags = ["--dropout", "0", "--learning_rate", "1e-3"]
+    plain, losses = weights_after(trainer_with(tmp_path, *flags))
+    trainer = trainer_with(tmp_path, *flags, "--compile", "on")
+    fast, fast_losses = weights_after(trainer)
+    assert fast_losses == pytest.approx(losses, rel=1e-4)
+    assert max_difference(plain, fast) < 1e-4
+    eager = copy.deepcopy(trainer.ema.network)
+    x, t = torch.randn(4, 3, 8, 8), torch.full((4,), 5)
+    with torch.no_grad():
+        assert max_difference(trainer.sampler.ask(x, t, None), eager(x, t)) < 1e-5
