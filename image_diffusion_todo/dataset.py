@@ -176,12 +176,13 @@ class _DecodedAFHQDataset(AFHQDataset):
     def pixels(self) -> np.ndarray:
         pixels, broken = cached_pixels(self.fnames, self.root, self.resolution, self.cache_name, self.skip_broken)
         if broken:
-            self.left_out = list(broken.values())
             whole = [i for i in range(len(pixels)) if i not in broken]
-            classes = set(self.labels)
-            self.fnames, self.labels = [self.fnames[i] for i in whole], [self.labels[i] for i in whole]
-            if set(self.labels) != classes:
-                raise ValueError(f"{self.root / self.split}: all images of a class are broken, as {self.left_out[0]}")
+            labels = [self.labels[i] for i in whole]
+            if set(labels) != set(self.labels):
+                reason = next(iter(broken.values()))
+                raise ValueError(f"{self.root / self.split}: all images of a class are broken, as {reason}")
+            self.fnames, self.labels = [self.fnames[i] for i in whole], labels
+            self.left_out = list(broken.values())
             pixels = pixels[whole]  # in memory: the price of broken images
         return pixels
 
@@ -337,12 +338,19 @@ class AFHQDataModule:
         Raises:
             ValueError: when there are fewer images than one batch takes.
         """
+        self._decode(self.train_ds)
         self.check_batch_size()
         return self._loader(self.train_ds, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader:
         """Batches in the order of the files; the last one may be shorter."""
+        self._decode(self.val_ds)
         return self._loader(self.val_ds)
+
+    @staticmethod
+    def _decode(dataset: AFHQDataset) -> None:
+        if isinstance(dataset, _DecodedAFHQDataset):
+            dataset.decode()  # only then is it known how many images are left
 
     def _loader(self, dataset: AFHQDataset, **how: bool) -> DataLoader:
         decoded = isinstance(dataset, _DecodedAFHQDataset)  # a batch is then a copy of bytes: workers would only cost

@@ -51,7 +51,7 @@ def cached_pixels(
     for folder in [root / ".cache", *folders]:  # a read-only root may have come with its cache
         with suppress(OSError, ValueError):  # absent, or cut short by a disk error: decode anew
             pixels = np.load(folder / file_name, mmap_mode="r")
-            broken = _read_broken(folder / file_name)
+            broken = _read_broken(folder / file_name, len(files))
             if pixels.shape == shape and pixels.dtype == np.uint8 and (skip_broken or not broken):
                 return pixels, broken
 
@@ -77,6 +77,8 @@ def cached_pixels(
     if broken:
         with replacing(_broken_list(target)) as file:
             file.write(json.dumps(broken).encode())
+    else:
+        _broken_list(target).unlink(missing_ok=True)  # what could not be read for a moment
     umask = os.umask(0)
     os.umask(umask)
     temporary.chmod(
@@ -109,11 +111,18 @@ def _broken_list(pixels: Path) -> Path:
     return pixels.with_suffix(".broken.json")
 
 
-def _read_broken(pixels: Path) -> dict[int, str]:
+def _read_broken(pixels: Path, num_files: int) -> dict[int, str]:
+    """The numbers of broken files and what is wrong with each; ValueError where the list is none."""
     try:
-        return {int(number): reason for number, reason in json.loads(_broken_list(pixels).read_text()).items()}
+        listed = json.loads(_broken_list(pixels).read_text())
     except FileNotFoundError:
         return {}
+    if not isinstance(listed, dict):
+        raise ValueError("no list")
+    broken = {int(number): reason for number, reason in listed.items()}
+    if not all(0 <= number < num_files and isinstance(reason, str) for number, reason in broken.items()):
+        raise ValueError("a list of something else")
+    return broken
 
 
 def _temporary_file(folders: Sequence[Path]) -> BinaryIO:

@@ -79,6 +79,6 @@ def fingerprint(files: Sequence[Path], root: Path, resolution: int) -> str:
     """16 hex digits that change with the files (names below `root`, sizes, times of change) and the resolution."""
     digest = hashlib.sha256(f"bicubic {resolution}".encode())
     for file in files:
-        stat = file.stat()
+        stat = file.stat() if file.exists() else file.lstat()  # a link to nothing is an image that is broken
         digest.update(os.fsencode(file.relative_to(root)) + f"\0{stat.st_size} {stat.st_mtime_ns}\0".encode())
     return digest.hexdigest()[:16]

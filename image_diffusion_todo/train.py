@@ -27,7 +27,7 @@ from network import LIMITS
 from options import OneLineParser, choose_device, errors_in_one_line, integer_from, number_between, one_line
 from parallel import Processes
 from scheduler import LOSS_WEIGHTS, MODES, PARAMETRIZATIONS, PREDICTORS
-from speed import PRECISIONS, SWITCH
+from speed import PRECISIONS, SWITCH, uses_bf16
 from trainer import StopSignals, Trainer, build_model
 
 # What may be changed on --resume: none of it is part of what is computed, but for the learning rate.
@@ -147,6 +147,7 @@ def train(args: argparse.Namespace) -> None:
     """
     processes = Processes()
     device = choose_device(args.device, processes.local_rank if processes.size > 1 else args.gpu)
+    args.precision = "bf16" if uses_bf16(args.precision, device) else "fp32"  # a resumed run keeps what this one has
     if args.batch_size % (processes.size * args.accumulate):
         parts = f"{processes.size} processes of --accumulate {args.accumulate} parts"
         raise ValueError(f"argument --batch_size: {args.batch_size} cannot be shared by {parts}")

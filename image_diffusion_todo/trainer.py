@@ -344,7 +344,7 @@ class Trainer:
             self.step = _at_least(0, training["step"], int)
             self.stats = [{name: row[name] for name in COLUMNS} for row in training["stats"]]
             self.recent = [torch.tensor(_at_least(0, x, float), device=self.device) for x in training["recent"]]
-            self.row_started = time.perf_counter() - _at_least(0, training["row_seconds"], float)
+            row_seconds = _at_least(0, training["row_seconds"], float)
             if len(training["random"]) == self.processes.size:  # else it goes on, but not bit for bit
                 restore_random_states(training["random"][self.processes.rank])
         except Exception as error:  # plain data of any kind may stand where numbers should
@@ -353,6 +353,7 @@ class Trainer:
         self.saved_step = self.step
         if self.processes.is_first:
             self.write_stats()  # in case that the run was killed between the checkpoint and these
+        self.row_started = time.perf_counter() - row_seconds
 
     def _load_optimizer(self, state: dict) -> None:
         for index, moments in state["state"].items():

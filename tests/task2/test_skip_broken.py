@@ -245,3 +245,45 @@ def test_resumed_is_bit_for_bit_the_same(program, root, broken, tmp_path, monkey
     Image.new("RGB", (8, 8), (3, 0, 0)).save(broken[0])
     run = program("train.py", "--resume", folder, "--train_num_steps", 9)
     assert refused(run, "num_images is 10 now, and was 9")
+
+
+def test_loaders_know_how_many_images_are_left(root, broken):
+    data = AFHQDataModule(root, batch_size=2, image_resolution=8, skip_broken=True)
+    assert sum(len(labels) for _, labels in data.train_dataloader()) == 8
+    break_file(root / "val" / "cat" / "0.png")
+    data = AFHQDataModule(root, batch_size=2, image_resolution=8, skip_broken=True)
+    assert sum(len(labels) for _, labels in data.val_dataloader()) == 9
+
+
+def test_a_class_of_broken_images_only_stays_an_error(root):
+    for red in range(5):
+        break_file(root / "train" / "cat" / f"{red}.png")
+    train = AFHQDataModule(root, batch_size=2, image_resolution=8, skip_broken=True).train_ds
+    for _ in range(2):
+        with pytest.raises(ValueError, match="all images of a class are broken"):
+            train.decode()
+
+
+def test_an_image_that_could_not_be_read_for_a_moment_counts_again_once_it_was_read(root, monkeypatch):
+
+    def unreadable(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("image_cache.read_image", lambda p: unreadable(p) if p.name == "3.png" else read_image(p))
+        assert len(training_set(root)) == 8
+    assert len(training_set(root, skip_broken=False)) == 10
+    assert len(training_set(root)) == 10
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"99": "x"}', '{"3": 5}'])
+def test_a_list_of_the_broken_that_is_none_is_made_anew(root, broken, content):
+    training_set(root)
+    (path,) = (root / ".cache").glob("*.broken.json")
+    path.write_text(content)
+    assert len(training_set(root)) == 9
+
+
+def test_links_to_nothing_are_broken_images_too(root):
+    (root / "train" / "cat" / "6.png").symlink_to("nowhere.png")
+    assert len(training_set(root).left_out) == 1
