@@ -5,13 +5,17 @@ PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo bench test test-all lint format clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed  ## both tasks in small: the Swiss roll, then drawn animal faces (minutes)
 	$(PY) report/demo.py
+
+bench: $(VENV)/.installed  ## measure the levers of speed in small (minutes)
+	$(PY) benchmarks/training.py
+	$(PY) benchmarks/fid.py --dims 192 --real 300 --generated 100
 
 test: $(VENV)/.installed-dev  ## run the tests
 	$(PY) -m pytest

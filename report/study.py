@@ -1,0 +1,137 @@
+"""Which predictor, which schedule? Every combination trained alike, as the handout has it and mended.
+
+    python report/study.py --data_root DIR --work_dir DIR --minutes 60
+    python report/study.py --data_root DIR --work_dir DIR --flags "--ch 64" --train_num_steps 20000
+
+Each of the 3 schedules x 3 predictors is trained twice: directly with the plain loss, and preconditioned with loss
+weights of min(SNR, 5). All runs have one seed, budget and network; the distance is that of 500 samples from the
+validation images. A row is added to the table when a run is done. After --minutes, or Ctrl-C, the run of the moment is
+saved, and the same command goes on with it. `DIR/eval` must hold the validation images at the size of the model
+(`dataset.py --image_resolution`).
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = ROOT / "image_diffusion_todo"
+sys.path.insert(0, str(PROGRAMS))
+
+from options import OneLineParser, errors_in_one_line, integer_from, number_between, writable_file
+from scheduler import MODES, PREDICTORS
+
+# A network that trains on a CPU; the chain is short so that sampling is affordable too.
+SMALL = (
+    "--image_resolution 32 --ch 32 --ch_mult 1 2 2 --attn 2 --num_res_blocks 1 --dropout 0 --hflip "
+    "--num_diffusion_train_timesteps 250 --beta_1 4e-4 --beta_T 0.08 --batch_size 16 --learning_rate 5e-4 "
+    "--ema_decay 0.999 --max_num_images_per_cat -1"
+)
+FORMS = (("direct", "none"), ("preconditioned", "min-snr"))
+COLUMNS = ("mode", "predictor", "parametrization", "loss_weight", "seed", "steps", "images", "fid768")
+
+
+class OutOfTime(Exception):
+    """The minutes are over."""
+
+
+def run(command: list[object], cwd: Path, deadline: float) -> str:
+    """Run a program; ask it to stop at the deadline, as Ctrl-C would.
+
+    Returns:
+        What it printed.
+
+    Raises:
+        OutOfTime: when the deadline came first.
+        ValueError: when the program failed.
+    """
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=cwd, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    try:
+        said, _ = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
+    except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise OutOfTime from None
+    if process.returncode:
+        raise ValueError(f"{command[0]} failed with code {process.returncode}")
+    return said
+
+
+def one_run(setting: tuple[str, str, str, str, int], args: argparse.Namespace, deadline: float) -> float:
+    """Train (or go on), sample and measure; the distance."""
+    mode, predictor, parametrization, loss_weight, seed = setting
+    place = (args.work_dir / "-".join(map(str, setting))).resolve()
+    place.mkdir(parents=True, exist_ok=True)
+    begun = list(place.glob("results/*/*/*/config.json"))
+    if begun:
+        command = [PROGRAMS / "train.py", "--resume", begun[0].parent]
+    else:
+        command = [PROGRAMS / "train.py", "--mode", mode, "--predictor", predictor, "--seed", seed]
+        command += ["--parametrization", parametrization, "--loss_weight", loss_weight]
+        command += ["--data_root", args.data_root.resolve(), *args.flags.split()]
+    command += ["--train_num_steps", args.train_num_steps, "--log_interval", args.train_num_steps]
+    said = run(command, place, deadline)
+    if f"finished at step {args.train_num_steps}" not in said:
+        raise OutOfTime
+    (checkpoint,) = place.glob("results/*/*/*/last.ckpt")
+    samples = place / f"samples-{args.num_samples}"
+    command = [PROGRAMS / "sampling.py", "--ckpt_path", checkpoint, "--save_dir", samples]
+    run([*command, "--num_samples", args.num_samples], place, deadline)
+    command = [PROGRAMS / "pictures.py", samples, "--out", place / "samples.png", "--count", 32]
+    run(command, place, deadline)
+    result = place / "fid.json"
+    command = [PROGRAMS / "fid/measure_fid.py", args.data_root.resolve() / "eval", samples, "--dims", 768]
+    run([*command, "--json", result], place, deadline)
+    return json.loads(result.read_text())["distance"]
+
+
+def main() -> None:
+    """The program."""
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data_root", type=Path, required=True, metavar="DIR", help="images, with eval/ at the size of the model")
+    add("--work_dir", type=Path, required=True, metavar="DIR", help="gets runs and samples")
+    add("--out", type=writable_file, default=ROOT / "report/tables/study.csv", metavar="FILE", help="the table")
+    add("--flags", default=SMALL, metavar="TEXT", help="of train.py, for all runs (default: a network for a CPU)")
+    add("--train_num_steps", type=integer_from(1), default=3000, metavar="N", help="of each run (default: 3000)")
+    add("--num_samples", type=integer_from(2), default=500, metavar="N", help="of each run (default: 500)")
+    add("--seeds", type=integer_from(0), nargs="+", default=[63], metavar="N", help="(default: 63)")
+    add("--modes", choices=MODES, nargs="+", default=MODES, help="schedules (default: all)")
+    add("--predictors", choices=PREDICTORS, nargs="+", default=PREDICTORS, help="predictors (default: all)")
+    add("--minutes", type=number_between(0, 1e4), default=1e4, metavar="M", help="when to stop (default: when done)")
+    args = parser.parse_args()
+    deadline = time.monotonic() + 60 * args.minutes
+    with errors_in_one_line(if_stopped="stopped; the same command goes on"):
+        rows = list(csv.DictReader(args.out.open())) if args.out.exists() else []
+        done = {tuple(row[name] for name in COLUMNS[:7]) for row in rows}
+        settings = itertools.product(args.seeds, args.modes, args.predictors, FORMS)
+        for seed, mode, predictor, form in settings:
+            setting = (mode, predictor, *form, seed)
+            key = tuple(map(str, (*setting, args.train_num_steps, args.num_samples)))
+            if key in done:
+                continue
+            try:
+                distance = one_run(setting, args, deadline)
+            except OutOfTime:
+                print("out of time; the same command goes on")
+                return
+            rows.append(dict(zip(COLUMNS, (*key, f"{distance:.4f}"), strict=True)))
+            with args.out.open("w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+            print(*rows[-1].values(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The programs of report/ that work on Task 2."""
+
+import csv
+import importlib.util
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from drawn_faces import write_drawn_set
+from model import DiffusionModule
+from network import UNet
+from oracles import Ideal, alpha_bars, awake, eq_7
+from scheduler import MODES, PREDICTORS, DDPMScheduler
+
+
+def load(request, name):
+    spec = importlib.util.spec_from_file_location(name, request.config.rootpath / "report" / f"{name}.py")
+    program = importlib.util.module_from_spec(spec)
+    path = sys.path.copy()
+    spec.loader.exec_module(program)
+    sys.path[:] = path
+    return program
+
+
+@pytest.fixture
+def explain(request):
+    return load(request, "explain_predictors")
+
+
+@pytest.fixture
+def study(request):
+    return load(request, "study")
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+@pytest.mark.parametrize("mode", MODES)
+def test_the_new_part_of_a_target_is_what_regression_leaves(explain, mode, predictor):
+    """Against a least-squares fit of the target to x_t, on data of variance 1."""
+    scheduler = DDPMScheduler(1000, 1e-4, 0.02, mode)
+    generator = torch.Generator().manual_seed(0)
+    x_0, eps = torch.randn(2, 200_000, generator=generator, dtype=torch.float64)
+    sizes = explain.new_part(scheduler, predictor)
+    for t in (0, 500, 900):
+        alpha_bar, _ = alpha_bars(scheduler, t)
+        x_t = alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * eps
+        target = {"noise": eps, "x0": x_0, "mean": eq_7(scheduler, t, x_0, x_t)[0]}[predictor]
+        rest = target - (target @ x_t) / (x_t @ x_t) * x_t
+        assert rest.square().mean().sqrt().item() == pytest.approx(sizes[t], rel=0.02)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_weight_of_an_error_is_the_square_of_what_it_becomes(explain, mode):
+    """An error of 0.1 in x_0 becomes another in noise and mean; its square is the weight."""
+    scheduler = DDPMScheduler(1000, 1e-4, 0.02, mode)
+    for predictor in PREDICTORS:
+        squares = []
+        for t in range(0, 1000, 111):
+            alpha_bar, _ = alpha_bars(scheduler, t)
+            right, wrong = (
+                {
+                    "noise": (1.0 - alpha_bar**0.5 * x_0) / (1 - alpha_bar) ** 0.5,
+                    "x0": x_0,
+                    "mean": eq_7(scheduler, t, x_0, 1.0)[0],
+                }[predictor]
+                for x_0 in (0.3, 0.4)
+            )
+            squares.append((right - wrong) ** 2)
+        weights = explain.weight_on_x0(scheduler, predictor)[::111]
+        assert weights.max() <= 1 and np.allclose(weights / weights[0], np.array(squares) / squares[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_errors_of_models_are_in_one_currency(explain, predictor):
+    """A perfect network for Gaussian images has the same errors whatever it predicts: those of E[x_0 | x_t]."""
+    scheduler = DDPMScheduler(100, 1e-3, 0.2, "cosine")
+    ddpm = DiffusionModule(Ideal(scheduler, 0.0, 0.5, predictor), scheduler, predictor)
+    images = 0.5 * torch.randn(400, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    for t, of_x0, of_eps in explain.errors_of(ddpm, images, [10, 50, 90]):
+        alpha_bar, _ = alpha_bars(scheduler, t)
+        variance = 0.25 * (1 - alpha_bar) / (0.25 * alpha_bar + 1 - alpha_bar)
+        assert of_x0 == pytest.approx(variance**0.5, rel=0.02)
+        assert of_eps == pytest.approx((variance * alpha_bar / (1 - alpha_bar)) ** 0.5, rel=0.02)
+
+
+def test_the_explanation_is_drawn_and_tabled(program, tmp_path):
+    write_drawn_set(tmp_path / "afhq", 2)
+    torch.manual_seed(0)
+    for predictor in ("noise", "mean"):
+        network = awake(UNet(T=12, image_resolution=8, ch=32, ch_mult=[1], attn=[0], num_res_blocks=1))
+        DiffusionModule(network, DDPMScheduler(12, 1e-3, 0.3), predictor).save(tmp_path / f"{predictor}.ckpt")
+    files = ["--ckpt_path", "noise.ckpt", "mean.ckpt"]
+    run = program("../report/explain_predictors.py", *files, "--data_root", "afhq", "--images", 1, "--out", "out")
+    assert run.returncode == 0, run.stderr
+    assert {path.name for path in (tmp_path / "out/figures").iterdir()} == {"predictors.png", "predictor_errors.png"}
+    rows = list(csv.DictReader((tmp_path / "out/tables/predictor_errors.csv").open()))
+    assert {row["model"] for row in rows} == {"linear, noise, direct", "linear, mean, direct"}
+    assert {int(row["t"]) for row in rows} == set(range(12))
+
+
+def test_the_study_goes_through_all_combinations_and_goes_on_after_a_stop(study, tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def run(command, cwd, deadline):
+        """What the programs would leave."""
+        name, arguments = command[0].name, list(map(str, command[1:]))
+        if name == "train.py":
+            trained.append(arguments)
+            folder = cwd / "results/predictor/beta/now"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.json").touch()
+            if len(trained) == 5:
+                return "stopped at step 2"
+            (folder / "last.ckpt").touch()
+            return "finished at step 7"
+        if name == "measure_fid.py":
+            (cwd / "fid.json").write_text(json.dumps({"distance": len(trained)}))
+        return ""
+
+    monkeypatch.setattr(study, "run", run)
+    arguments = ["study.py", "--data_root", "data", "--work_dir", str(tmp_path / "w"), "--out", str(tmp_path / "t.csv")]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--train_num_steps", "7"])
+    study.main()
+    assert "out of time" in capsys.readouterr().out
+    assert len(list(csv.DictReader((tmp_path / "t.csv").open()))) == 4
+    study.main()
+    assert len(trained) == 19 and trained[5][0] == "--resume" and trained[6][0] == "--mode"
+    rows = list(csv.DictReader((tmp_path / "t.csv").open()))
+    assert list(rows[0]) == ["mode", "predictor", "parametrization", "loss_weight", "seed", "steps", "images", "fid768"]
+    kinds = {(row["mode"], row["predictor"], row["parametrization"], row["loss_weight"]) for row in rows}
+    assert len(rows) == len(kinds) == 18
+    study.main()
+    assert len(trained) == 19  # nothing is done twice
