@@ -100,7 +100,11 @@ class Loop:
             batches = data.train_batches(self.args.seed, self.device)
             return (batches[step][0] for step in range(10**9))
         decoding = AFHQDataModule(
-            data.root, data.batch_size, max_num_images_per_cat=-1, transform=Decode(self.args.image_resolution)
+            data.root,
+            data.batch_size,
+            num_workers=0,  # workers would decode ahead while other rows have their turn
+            max_num_images_per_cat=-1,
+            transform=Decode(self.args.image_resolution),
         )
         return (images.to(self.device) for images, _ in get_data_iterator(decoding.train_dataloader()))
 
@@ -263,6 +267,7 @@ def main() -> None:
             data = AFHQDataModule(root, batch_size, max_num_images_per_cat=-1, image_resolution=resolution)
             results.append(measure(args, data, device, given.turns, given.steps))
             print(show(results[-1], given.peak_tflops), end="\n\n", flush=True)
+            torch.compiler.reset()
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
         facts = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "results": results}
         if given.json:

@@ -13,6 +13,7 @@ large, and does not believe what it says of itself: all of it is checked, and a 
 """
 
 import os
+import pickletools
 import reprlib
 import zipfile
 from pathlib import Path
@@ -25,6 +26,8 @@ from scheduler import PARAMETRIZATIONS, PREDICTORS, DDPMScheduler
 
 FORMAT = "ddpm-image"
 VERSION = 1
+TENSORS_ARE_MADE_OF = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
+TENSORS_ARE_MADE_OF |= {f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Byte", "Long")}
 
 
 def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
@@ -34,7 +37,7 @@ def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
         ValueError: when a weight is not finite: such a file would be of no use to anyone.
         OSError: when the file cannot be written.
     """
-    _check_finite(checkpoint["state_dict"])
+    _check_finite(checkpoint)
     with replacing(Path(path)) as file:
         torch.save({"format": FORMAT, "version": VERSION} | checkpoint, file)
 
@@ -86,6 +89,18 @@ def _check_archive(file: object) -> None:
         damaged = archive.testzip()  # torch.load itself does not look at the checksums
         if damaged:
             raise ValueError(f"{damaged} is damaged")
+        for part in archive.namelist():
+            if part.endswith("data.pkl"):
+                _check_pickle(archive.read(part))
+
+
+def _check_pickle(content: bytes) -> None:
+    """See that a pickle names nothing but tensors; torch.load would also make, say, a bytearray of any size."""
+    for operation, argument, _ in pickletools.genops(content):
+        if operation.name in ("STACK_GLOBAL", "INST", "OBJ") or (
+            operation.name == "GLOBAL" and argument not in TENSORS_ARE_MADE_OF
+        ):
+            raise ValueError(f"names {argument}")
 
 
 def _check_contents(checkpoint: dict, file_size: int) -> None:
@@ -118,7 +133,10 @@ def _kind(tensor: torch.Tensor) -> tuple:
     return tensor.shape, tensor.dtype, tensor.layout
 
 
-def _check_finite(weights: dict[str, torch.Tensor]) -> None:
-    for name, tensor in weights.items():
-        if not tensor.isfinite().all():
+def _check_finite(part: dict) -> None:
+    """ValueError for a tensor that holds NaN or infinities, anywhere in nested dictionaries."""
+    for name, value in part.items():
+        if isinstance(value, dict):
+            _check_finite(value)
+        elif isinstance(value, torch.Tensor) and not value.isfinite().all():
             raise ValueError(f"weights hold numbers that are not finite: {name}")

@@ -1,10 +1,16 @@
 """Files that are whole or not there, whatever happens while they are written."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @contextmanager
@@ -45,7 +51,45 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def is_partial(path: Path) -> bool:
+    """Whether this is what `replacing` writes before it is whole."""
+    return re.fullmatch(r"\..+\.\d+\.partial", path.name) is not None and path.is_file()
+
+
 def remove_partials(folder: Path) -> None:
     """Remove what killed programs were writing in `folder` when they were killed."""
-    for partial in folder.glob(".*.partial"):
-        partial.unlink()
+    for path in list(folder.iterdir()):
+        if is_partial(path):
+            path.unlink()
+
+
+class FolderLock:
+    """See `only_program_in`."""
+
+    def __init__(self, descriptor: int | None):
+        self.descriptor = descriptor
+
+    def close(self) -> None:
+        """Let other programs in."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+def only_program_in(folder: Path) -> FolderLock:
+    """Keep other programs of this project out of a folder until the lock is closed or this process ends.
+
+    Raises:
+        ValueError: when another one is at work there.
+    """
+    if fcntl is None:  # Windows
+        return FolderLock(None)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"{folder}: another program is at work there") from None
+    except OSError:
+        pass  # a file system that knows no locks
+    return FolderLock(descriptor)

@@ -60,6 +60,7 @@ class DiffusionModule(nn.Module):
         self.bf16 = bf16
         self.parametrization = parametrization
         self.loss_weight = loss_weight
+        self._weight: torch.Tensor | None = None  # of each timestep, made when it is first needed
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +123,9 @@ class DiffusionModule(nn.Module):
         """The mean of squared errors, weighted as asked for."""
         if self.loss_weight == "none":
             return F.mse_loss(net_out, target)
-        weight = self.var_scheduler.loss_weight(self.loss_weight, self.predictor)
+        if self._weight is None or self._weight.device != t.device:
+            self._weight = self.var_scheduler.loss_weight(self.loss_weight, self.predictor).to(t.device)
+        weight = self._weight
         return (weight[t] * (net_out - target).square().flatten(1).mean(dim=1)).mean()
 
     def ask(self, x_t: torch.Tensor, t: int | torch.Tensor, class_label: torch.Tensor | None = None) -> torch.Tensor:
@@ -131,6 +134,8 @@ class DiffusionModule(nn.Module):
         labels = () if class_label is None else (class_label,)
         with torch.autocast(x_t.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             net_out = self.network(x_t, t, *labels)
+        if not torch.is_grad_enabled():
+            net_out = net_out.clone()  # a CUDA graph writes its next answer into the same memory, and chains remember
         if self.parametrization == "preconditioned":
             net_out = self.var_scheduler.precondition(net_out, x_t, t, self.predictor)
         return net_out
@@ -243,7 +248,8 @@ class DiffusionModule(nn.Module):
         exist = class_label == class_label.round()
         if num_classes:
             exist &= (class_label >= 0) & (class_label <= num_classes)
-        if not exist.all():
+        # Reading them from a GPU would wait for it; in training they are the data's, which were counted.
+        if class_label.device.type == "cpu" and not exist.all():
             raise ValueError(f"class_label must be whole numbers in 0..{num_classes}, got {class_label.tolist()}")
         return class_label.long().to(self.device)
 

@@ -41,7 +41,7 @@ def errors_in_one_line(if_stopped: str = "stopped") -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        message, code = "out of memory: a smaller --batch_size needs less", 2
+        message, code = "out of memory: a smaller --batch_size needs less, and so does train.py with --accumulate", 2
     print(f"{Path(sys.argv[0]).name}: error: {one_line(message)}", file=sys.stderr)
     sys.exit(code)
 
@@ -129,6 +129,8 @@ def choose_device(name: str, gpu: int) -> torch.device:
     """
     if name == "auto":
         name = str(device("auto").type)
+        if gpu and name != "cuda":
+            raise ValueError(f"argument --gpu: there is no GPU {gpu} on this machine")
     if name == "cuda":
         name = f"cuda:{gpu}"
     try:

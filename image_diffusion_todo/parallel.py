@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from options import choose_device
+
 
 class Processes:
     """What the processes of a program tell each other.
@@ -18,9 +20,11 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        self.rank = int(os.environ.get("RANK", 0))
-        self.size = int(os.environ.get("WORLD_SIZE", 1))
-        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        # Schedulers of clusters set some of these too, for programs that they start once.
+        told = os.environ if dist.is_torchelastic_launched() else {}
+        self.rank = int(told.get("RANK", 0))
+        self.size = int(told.get("WORLD_SIZE", 1))
+        self.local_rank = int(told.get("LOCAL_RANK", 0))
 
     @property
     def is_first(self) -> bool:
@@ -32,9 +36,19 @@ class Processes:
         """For tqdm: only the first process shows a bar."""
         return {} if self.is_first else {"disable": True}
 
+    def device(self, name: str, gpu: int) -> torch.device:
+        """The device that `--device` and `--gpu` mean; of several processes each has the GPU of its own number.
+
+        Raises:
+            ValueError: for a device or an index that is not there.
+        """
+        return choose_device(name, self.local_rank if self.size > 1 and torch.cuda.is_available() else gpu)
+
     def connect(self, device: torch.device) -> None:
         """Find the other processes. Gradients of GPUs go over NCCL, everything else over gloo."""
         if self.size > 1:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             # The first process draws pictures while the others wait for its next gradient.
             dist.init_process_group(backend, timeout=timedelta(hours=12))

@@ -10,6 +10,7 @@ stop, the same command makes the images that are missing.
 import argparse
 import hashlib
 import json
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -18,10 +19,10 @@ from tqdm import tqdm
 
 import speed
 from dataset import tensor_to_pil_image
-from files import remove_partials, replacing
+from files import is_partial, only_program_in, remove_partials, replacing
 from layout import check_writable
 from model import DiffusionModule, ImageNoise
-from options import OneLineParser, choose_device, errors_in_one_line, integer_from, number_between
+from options import OneLineParser, errors_in_one_line, integer_from, number_between
 from parallel import Processes
 from pictures import follow, trajectory_picture
 from samplers import METHODS, build_sampler
@@ -86,14 +87,14 @@ class SavedImages:
         Raises:
             ValueError: when the folder holds anything else, which the FID would measure as well.
         """
-        remove_partials(self.folder)
         wanted = {f"{i}.png": i for i in range(num_samples)}
-        there = sorted(path.name for path in self.folder.iterdir())
+        there = sorted(path.name for path in self.folder.iterdir() if not is_partial(path))
         if strangers := [name for name in there if name not in wanted]:
             raise ValueError(
                 f"argument --save_dir: {self.folder} holds {strangers[0]}, which is not one of the {num_samples} "
                 "images that were asked for: choose another folder"
             )
+        remove_partials(self.folder)
         whole = {wanted[name] for name in there if self._is_whole(self.folder / name)}
         return [i for i in range(num_samples) if i not in whole]
 
@@ -132,14 +133,14 @@ def _difference(theirs: str | None, ours: str) -> str:
         return "it carries no mark of this program"
 
 
-def sample(args: argparse.Namespace) -> None:
-    """Draw and save the images that are not there yet.
+def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
+    """Draw and save the images that are not there yet. What must be given back goes to `cleanup`.
 
     Raises:
         ValueError, OSError: for settings or files that do not fit, with a line for the user.
     """
     processes = Processes()
-    device = choose_device(args.device, processes.local_rank if processes.size > 1 else args.gpu)
+    device = processes.device(args.device, args.gpu)
     if args.ckpt_path.is_dir():
         raise ValueError(f"argument --ckpt_path: {args.ckpt_path} is a folder; try {args.ckpt_path / 'last.ckpt'}")
     check_writable(args.save_dir)
@@ -166,6 +167,7 @@ def sample(args: argparse.Namespace) -> None:
         "num_inference_steps": num_steps,
         "eta": args.eta if args.sample_method == "ddim" else None,
         "cfg_scale": args.cfg_scale if args.use_cfg else None,
+        "device": device.type,  # each kind draws other noise
         "precision": "bf16" if ddpm.bf16 else "fp32",
     }
     kept = [SavedImages(args.save_dir, settings)]
@@ -173,6 +175,10 @@ def sample(args: argparse.Namespace) -> None:
         beside = args.save_dir.resolve()
         kept.append(SavedImages(beside.with_name(f"{beside.name}_traj"), settings))
     processes.connect(device)
+    cleanup.callback(processes.close)
+    for images in kept:
+        if processes.is_first:
+            cleanup.enter_context(closing(only_program_in(images.folder)))
     missing = None
     if processes.is_first:
         missing = sorted({i for images in kept for i in images.missing(args.num_samples)})
@@ -191,7 +197,7 @@ def sample(args: argparse.Namespace) -> None:
         drawn = numbers + numbers[-1:] * (args.batch_size - len(numbers)) if compiles else numbers
         labels, scale = None, 1.0
         if args.use_cfg:
-            labels = torch.tensor([i % ddpm.network.num_classes + 1 for i in drawn], device=device)
+            labels = torch.tensor([i % ddpm.network.num_classes + 1 for i in drawn])
             scale = args.cfg_scale
         noise = ImageNoise(args.seed, drawn, ddpm.image_resolution, device)
         frames = follow(ddpm.reverse_process(len(drawn), labels, scale, noise, *how), num_steps)
@@ -199,7 +205,6 @@ def sample(args: argparse.Namespace) -> None:
             for images, picture in zip(kept, [image, trajectory_picture(frames[:, k : k + 1])], strict=False):
                 images.save(i, picture)
     processes.any(False)  # wait for the others
-    processes.close()
     if processes.is_first:
         print(f"{args.num_samples} images in {args.save_dir}")
 
@@ -216,8 +221,8 @@ def fingerprint_of(ddpm: DiffusionModule) -> str:
 
 def main() -> None:
     """The program: errors in what the user gave are one line and exit code 2."""
-    with errors_in_one_line(if_stopped="stopped; the same command goes on"):
-        sample(parse_arguments())
+    with errors_in_one_line(if_stopped="stopped; the same command goes on"), ExitStack() as cleanup:
+        sample(parse_arguments(), cleanup)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ def as_timesteps(t: int | torch.Tensor, device: torch.device) -> torch.Tensor:
     Raises:
         ValueError: for a timestep that is not a whole number.
     """
+    if isinstance(t, int):
+        return torch.full((1,), t, device=device)  # written by the device itself: a copy would wait for it
     t = torch.as_tensor(t, device=device)
     if t.is_floating_point() and not torch.equal(t, t.round()):
         raise ValueError("timesteps must be whole numbers")
@@ -155,7 +157,7 @@ class BaseScheduler(nn.Module):
     def uniform_sample_t(self, batch_size: int, device: torch.device | None = None) -> torch.Tensor:
         """Training timesteps, int64 [batch_size], uniform over 0..T-1, from NumPy's global generator."""
         t = np.random.choice(np.arange(self.num_train_timesteps), batch_size)
-        return torch.from_numpy(t).to(device)
+        return torch.from_numpy(t).to(device, non_blocking=True)
 
 
 class DDPMScheduler(BaseScheduler):

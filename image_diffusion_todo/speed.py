@@ -1,10 +1,11 @@
 """What makes the same computation faster, each lever in one function.
 
 None of them changes a formula: precision and order of summation are all that differs. What each gives is measured by
-`benchmarks/train.py`.
+`benchmarks/training.py`.
 """
 
 import importlib.util
+import shutil
 
 import torch
 from torch import nn
@@ -36,16 +37,22 @@ def prepare(network: nn.Module, device: torch.device) -> nn.Module:
 
 def compiles(switch: str, device: torch.device, num_calls: int) -> bool:
     """Whether to compile; "auto": on GPUs, when there are so many calls of the network that it pays."""
-    has_compiler = importlib.util.find_spec("triton") is not None
-    return switch == "on" or (switch == "auto" and device.type == "cuda" and has_compiler and num_calls >= 2000)
+    if switch != "auto":
+        return switch == "on"
+    has_compiler = importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
+    return device.type == "cuda" and has_compiler and num_calls >= 2000 and _is_recent(device)
 
 
-def compiled(network: nn.Module) -> nn.Module:
-    """The network with its operations fused, and on a GPU launched together as one CUDA graph.
+def _is_recent(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (7, 0)  # Volta: Triton knows no older ones
+
+
+def compiled(network: nn.Module, cuda_graph: bool = True) -> nn.Module:
+    """The network with its operations fused, and on a GPU launched together as one CUDA graph unless told otherwise.
 
     It shares its weights with `network`. The first call takes a minute or more.
     """
-    return torch.compile(network, mode="reduce-overhead", dynamic=False)
+    return torch.compile(network, mode="reduce-overhead" if cuda_graph else "default", dynamic=False)
 
 
 def adam(parameters: list[nn.Parameter], learning_rate: float, device: torch.device) -> torch.optim.Adam:

@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 from collections.abc import Iterable
+from contextlib import ExitStack, closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ import torch
 from tqdm import tqdm
 
 from dataset import AFHQDataModule, is_drawn
-from files import replacing
+from files import only_program_in, replacing
 from layout import SPLITS, check_writable, find_root
 from network import LIMITS
-from options import OneLineParser, choose_device, errors_in_one_line, integer_from, number_between, one_line
+from options import OneLineParser, errors_in_one_line, integer_from, number_between, one_line
 from parallel import Processes
 from scheduler import LOSS_WEIGHTS, MODES, PARAMETRIZATIONS, PREDICTORS
 from speed import PRECISIONS, SWITCH, uses_bf16
@@ -32,7 +33,7 @@ from trainer import StopSignals, Trainer, build_model
 
 # What may be changed on --resume: none of it is part of what is computed, but for the learning rate.
 MAY_CHANGE = {"train_num_steps", "learning_rate", "log_interval", "data_root", "device", "gpu"}
-MAY_CHANGE |= {"compile", "activation_checkpointing"}
+MAY_CHANGE |= {"compile", "activation_checkpointing", "accumulate"}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -139,14 +140,14 @@ def new_run_folder(args: argparse.Namespace) -> Path:
     raise FileExistsError(f"{parent / second}: too many runs of one second")
 
 
-def train(args: argparse.Namespace) -> None:
-    """Train as the flags say; resumes when `args.resume` names a run.
+def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
+    """Train as the flags say; resumes when `args.resume` names a run. What must be given back goes to `cleanup`.
 
     Raises:
         ValueError, OSError: for settings or files that do not fit, with a line for the user.
     """
     processes = Processes()
-    device = choose_device(args.device, processes.local_rank if processes.size > 1 else args.gpu)
+    device = processes.device(args.device, args.gpu)
     args.precision = "bf16" if uses_bf16(args.precision, device) else "fp32"  # a resumed run keeps what this one has
     if args.batch_size % (processes.size * args.accumulate):
         parts = f"{processes.size} processes of --accumulate {args.accumulate} parts"
@@ -168,6 +169,7 @@ def train(args: argparse.Namespace) -> None:
     data.check_batch_size()
     check_writable(args.resume or Path("results"))
     processes.connect(device)
+    cleanup.callback(processes.close)
     for rank in range(processes.size):  # one after the other: the first decodes, the others find it decoded
         if rank == processes.rank:
             batches = data.train_batches(args.seed, device, processes.share)
@@ -185,6 +187,8 @@ def train(args: argparse.Namespace) -> None:
         "drawn_faces": is_drawn(args.data_root),
         "torch": torch.__version__,
     }
+    if processes.is_first:
+        cleanup.enter_context(closing(only_program_in(folder)))
     if args.resume:
         check_same_data(args, facts)
         trainer.load()
@@ -210,11 +214,11 @@ def train(args: argparse.Namespace) -> None:
             if trainer.stats:
                 bar.set_postfix(loss=trainer.stats[-1]["loss"], refresh=False)
         trainer.save()
-    processes.close()
     if not processes.is_first:
         return
+    python = "python" if processes.size == 1 else f"torchrun --nproc_per_node {processes.size}"
     if stopping:
-        print(f"stopped at step {trainer.step}; go on with: python train.py --resume {folder}")
+        print(f"stopped at step {trainer.step}; go on with: {python} train.py --resume {folder}")
     else:
         sample = f"python sampling.py --ckpt_path {folder / 'last.ckpt'} --save_dir samples/{folder.name}"
         print(f"finished at step {trainer.step}; sample with: {sample}")
@@ -247,8 +251,8 @@ def check_same_data(args: argparse.Namespace, facts: dict[str, Any]) -> None:
 
 def main() -> None:
     """The program: errors in what the user gave are one line and exit code 2."""
-    with errors_in_one_line():
-        train(parse_arguments())
+    with errors_in_one_line(), ExitStack() as cleanup:
+        train(parse_arguments(), cleanup)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import io
 import math
 import random
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -98,8 +99,10 @@ class StopSignals:
     def __init__(self) -> None:
         self.requested = False
 
-    def _request(self, *_: object) -> None:
+    def _request(self, number: int, _: object) -> None:
         self.requested = True
+        print("\nstopping after this step; once more ends at once", file=sys.stderr)
+        signal.signal(number, self._previous[number])
 
     def __enter__(self) -> "StopSignals":
         self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -143,11 +146,14 @@ class Trainer:
         network = self.ddpm.network
         self.weights = list(network.parameters())
         if self.processes.size > 1:
-            network = DistributedDataParallel(network)  # starts by giving all the first one's weights
+            # Starts by giving all the first one's weights. The only buffer, of the time embedding, never changes.
+            network = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.ema = EMA(self.ddpm.network, args.ema_decay)
         averaged = self.ema.network
         if speed.compiles(args.compile, device, args.train_num_steps):
-            network, averaged = speed.compiled(network), speed.compiled(averaged)
+            # The second part of a batch, and other processes, add to gradients that a graph would write anew.
+            alone = args.accumulate == 1 and self.processes.size == 1
+            network, averaged = speed.compiled(network, cuda_graph=alone), speed.compiled(averaged)
         # Modules around the same weights: `ddpm` and `ema` hold them, these are what is called.
         bf16 = speed.uses_bf16(args.precision, device)
         self.learner = around(network, self.ddpm.var_scheduler, args, bf16)
@@ -307,7 +313,7 @@ class Trainer:
             "stats": self.stats,
             "recent": self._check_losses(),
             "row_seconds": time.perf_counter() - self.row_started,
-            "random": self.processes.gather(random_states()),
+            "random": self.processes.gather(random_states(self.device)),
         }
         self.saved_step = self.step
         if not self.processes.is_first:
@@ -345,8 +351,11 @@ class Trainer:
             self.stats = [{name: row[name] for name in COLUMNS} for row in training["stats"]]
             self.recent = [torch.tensor(_at_least(0, x, float), device=self.device) for x in training["recent"]]
             row_seconds = _at_least(0, training["row_seconds"], float)
-            if len(training["random"]) == self.processes.size:  # else it goes on, but not bit for bit
-                restore_random_states(training["random"][self.processes.rank])
+            if len(training["random"]) == self.processes.size:
+                restore_random_states(training["random"][self.processes.rank], self.device)
+            elif self.processes.is_first:
+                before, now = len(training["random"]), self.processes.size
+                print(f"this run was trained by {before} processes and goes on with {now}: with other random numbers")
         except Exception as error:  # plain data of any kind may stand where numbers should
             reason = " ".join(str(error).split())
             raise ValueError(f"{path}: this run cannot be resumed from it: {reason}") from error
@@ -370,23 +379,23 @@ def _at_least(low: float, value: Any, kind: type) -> Any:
     return value
 
 
-def random_states() -> dict:
-    """The states of all generators that training draws from, as plain data."""
+def random_states(device: torch.device) -> dict:
+    """The states of all generators that training on a device draws from, as plain data."""
     kind, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
         "numpy": (kind, keys.tolist(), *rest),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
 
 
-def restore_random_states(states: dict) -> None:
-    """The reverse of `random_states`."""
+def restore_random_states(states: dict, device: torch.device) -> None:
+    """The reverse of `random_states`; on a device of another kind, its own generator stays as it is."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if states["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -25,16 +25,22 @@ from checkpoint import read_checkpoint
 from images import list_images, read_image, resize
 from options import OneLineParser, errors_in_one_line, integer_from, writable_file
 
-WAYS = [("dpm", 10), ("dpm", 20), ("dpm", 50), ("ddim", 20), ("ddim", 50), ("ddim", 100), ("ddpm", None)]
+WAYS = [("ddpm", None), ("dpm", 20), ("ddim", 50), ("dpm", 10), ("dpm", 50), ("ddim", 20), ("ddim", 100)]
 COLUMNS = ("sample_method", "steps", "images", "distance", "name", "seconds")
+
+
+def run(*command: object) -> None:
+    """Run one of Task 2's programs; ValueError when it failed, of which it has said why."""
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=PROGRAMS, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise ValueError(f"{command[0]} failed with code {done.returncode}")
 
 
 def distance(gt_dir: Path, gen_dir: Path, dims: int) -> tuple[str, float]:
     """The name and value that fid/measure_fid.py finds."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "fid.json"
-        command = ["fid/measure_fid.py", gt_dir, gen_dir, "--dims", dims, "--json", result]
-        subprocess.run([sys.executable, *map(str, command)], cwd=PROGRAMS, check=True, stdout=subprocess.DEVNULL)
+        run("fid/measure_fid.py", gt_dir.resolve(), gen_dir.resolve(), "--dims", dims, "--json", result)
         found = json.loads(result.read_text())
     return found["name"], found["distance"]
 
@@ -84,9 +90,9 @@ def main() -> None:
             command += ["--num_samples", args.num_samples, "--sample_method", method]
             command += ["--num_inference_steps", steps] if steps else []
             started = time.perf_counter()
-            subprocess.run([sys.executable, *map(str, command)], cwd=PROGRAMS, check=True, stdout=subprocess.DEVNULL)
+            run(*command)
             seconds = time.perf_counter() - started
-            keep(method, number, *distance((args.data_root / "eval").resolve(), folder.resolve(), args.dims), seconds)
+            keep(method, number, *distance(args.data_root / "eval", folder, args.dims), seconds)
 
 
 if __name__ == "__main__":

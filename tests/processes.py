@@ -56,7 +56,9 @@ class Program:
         return self.process.exitcode == -9
 
     def finish(self) -> int:
-        """Wait for its end; the exit code."""
+        """Wait for its end, five minutes at most; the exit code."""
+        self.process.join(300)
+        self.process.kill()
         self.process.join()
         return self.process.exitcode
 
@@ -71,5 +73,5 @@ def start_together(size: int, name: str, *arguments: object, place: Path) -> lis
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     return [Program(name, *arguments, place=place, RANK=r, LOCAL_RANK=r, **common) for r in range(size)]

@@ -349,6 +349,7 @@ def measure(
     # Both before the network gets to work: a mistyped second folder shall not cost minutes.
     gt_files, gen_files = images_to_measure(gt_dir), images_to_measure(gen_dir)
     gt_sizes, gen_sizes = sizes_of(gt_files), sizes_of(gen_files)
+    torch.backends.cudnn.allow_tf32 = False  # on GPUs of NVIDIA convolutions would keep 10 bits, and move the distance
     network = load_inception(dims, device)
 
     weights = hashlib.sha256(weights_file().read_bytes()).hexdigest()

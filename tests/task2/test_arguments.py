@@ -151,6 +151,8 @@ def test_no_images_are_decoded_before_the_arguments_are_known_to_be_good(program
     assert refused(program(*base, "--batch_size", 7), "gives 6 images, fewer than one batch of 7")
     assert refused(program(*base, "--beta_1", 0.5), "--beta_1: 0.5 is larger than --beta_T, 0.02")
     assert refused(program(*base, "--device", "cuda:77"), "'cuda:77' is not a device")
+    if not torch.cuda.is_available():
+        assert refused(program(*base, "--gpu", 7), "--gpu: there is no GPU 7 on this machine")
     assert refused(program(*base, "--num_diffusion_train_timesteps", 1), "from 2 to 1000000")
     (tmp_path / "results").write_text("a file")
     assert refused(program(*base, "--batch_size", 2), "results is a file, where a folder is wanted")
@@ -183,7 +185,7 @@ def test_too_little_memory_is_one_line(program, faces, monkeypatch):
     monkeypatch.setattr(Trainer, "train_step", train_step)
     steps = ["--batch_size", 2, "--num_diffusion_train_timesteps", 3]
     run = program("train.py", "--data_root", faces, *TINY, *steps)
-    assert refused(run, "out of memory: a smaller --batch_size needs less")
+    assert refused(run, "out of memory: a smaller --batch_size needs less, and so does")
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file system takes no such names")

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import random
+import resource
 import time
 import zipfile
 from pathlib import Path
@@ -62,7 +63,7 @@ def with_change(path, change):
         (lambda c: c["state_dict"].update(more=torch.zeros(1)), "too many or of another shape: more"),
         (lambda c: c["state_dict"].update({"head.bias": torch.zeros(31)}), "of another shape: head.bias"),
         (lambda c: c["state_dict"].update({"head.bias": torch.zeros(32).double()}), "of another shape: head.bias"),
-        (lambda c: c["state_dict"].update({"head.bias": torch.zeros(32).to_sparse()}), "of another shape: head.bias"),
+        (lambda c: c["state_dict"].update({"head.bias": torch.zeros(32).to_sparse()}), "or a damaged one"),
         (lambda c: c["state_dict"].update({"head.bias": [0.0] * 32}), "state_dict must hold tensors"),
         (lambda c: c["state_dict"].update({"head.bias": torch.zeros(1).expand(10**12)}), "larger than the file"),
         (lambda c: c["state_dict"]["head.bias"].fill_(float("nan")), "not finite: head.bias"),
@@ -96,6 +97,13 @@ def compressed(path, whole):
             target.writestr(part.filename, source.read(part))
 
 
+class Large:
+    """A few bytes of a pickle that become a gigabyte when it is read."""
+
+    def __reduce__(self):
+        return bytearray, (10**9,)
+
+
 # Each makes a file at `path`; `whole` is a good checkpoint, and `witness` what code of the file would make.
 HOSTILE = {
     "nothing": lambda path, whole: path.write_bytes(b""),
@@ -114,6 +122,7 @@ HOSTILE = {
     "a link to itself": lambda path, whole: path.symlink_to(path),
     "a link to nothing": lambda path, whole: path.symlink_to("nothing"),
     "another program's tensors": lambda path, whole: torch.save({"model": torch.zeros(3)}, path),
+    "a gigabyte in a line": lambda path, whole: torch.save({"format": "ddpm-image", "version": 1, "a": Large()}, path),
     "a list": lambda path, whole: torch.save([1, 2], path),
     "a whole module": lambda path, whole: torch.save(torch.nn.Linear(1, 1), path),
     "code in a pickle": lambda path, whole: path.write_bytes(pickle.dumps(Harmful(path.parent / "witness"))),
@@ -133,7 +142,9 @@ HOSTILE = {
 def test_hostile_files_are_refused_by_name(program, saved, kind):
     path = saved[1].with_name(f"a {kind}\n.ckpt")
     HOSTILE[kind](path, saved[1].read_bytes())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run = program("sampling.py", "--ckpt_path", path, "--save_dir", "out", "--num_samples", 1)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 300_000  # kilobytes
     assert refused(run, f"a {kind}\\n.ckpt")
     assert not Path("out").exists()
     assert not path.with_name("witness").exists()

@@ -93,6 +93,7 @@ def test_two_that_are_stopped_and_resumed_end_the_same(faces, tmp_path):
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("parts/results/*/*/*/step=20-traj.png")) and time.monotonic() < deadline:
         time.sleep(0.02)
+    assert list(tmp_path.glob("parts/results/*/*/*/step=20-traj.png")), programs[0].said
     os.kill(programs[1].process.pid, signal.SIGTERM)  # one is told, both stop
     said = finish(programs)
     assert "stopped at step" in said
@@ -106,7 +107,9 @@ def test_two_that_are_stopped_and_resumed_end_the_same(faces, tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(program, faces, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("WORLD_SIZE", "3")  # as clusters set it for programs that they start once
+    assert refused(program("train.py", "--data_root", faces, *TINY, "--batch_size", 100), "fewer than one batch of 100")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     run = program("train.py", "--data_root", faces, *TINY)
     assert refused(run, "--batch_size: 4 cannot be shared by 3 processes of --accumulate 1 parts")
     monkeypatch.delenv("WORLD_SIZE")
@@ -153,7 +156,7 @@ def test_compiled_sampling_gives_the_same_images(program, model, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_with_torchrun(faces, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29533]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
     command += [PROGRAMS / "train.py", "--data_root", faces, *TINY, "--train_num_steps", 3]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, env=environment)

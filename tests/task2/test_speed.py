@@ -168,11 +168,42 @@ def test_images_in_the_memory_of_a_device_are_those_of_the_file(tmp_path):
 def test_when_compilation_is_worth_it(monkeypatch):
     cuda = torch.device("cuda")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert speed.compiles("auto", cuda, 2000) and not speed.compiles("auto", cuda, 100)
     assert speed.compiles("on", CPU, 1) and not speed.compiles("auto", CPU, 10**6)
     assert not speed.compiles("off", cuda, 10**6)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert not speed.compiles("auto", cuda, 10**6)
+
+
+@pytest.mark.parametrize(("flags", "alone"), [([], True), (["--accumulate", "2"], False)])
+def test_a_cuda_graph_does_not_write_gradients_that_are_added_to(tmp_path, monkeypatch, flags, alone):
+    asked = []
+    monkeypatch.setattr(speed, "compiled", lambda network, cuda_graph=True: (asked.append(cuda_graph), network)[1])
+    trainer_with(tmp_path, "--compile", "on", *flags)
+    assert asked == [alone, True]
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim", "dpm"])
+def test_a_network_may_answer_in_the_same_memory_each_time(method):
+    """As a CUDA graph does; what a chain remembers of earlier answers must not change."""
+    scheduler = DDPMScheduler(40, 1e-3, 0.3)
+    network = UNet(image_resolution=8, ch=32, ch_mult=[1], attn=[], num_res_blocks=1, dropout=0.0)
+    awake(network).eval()
+    memory = torch.empty(2, 3, 8, 8)
+
+    class InOnePlace(torch.nn.Module):
+        image_resolution = 8
+
+        def forward(self, x, t):
+            return memory.copy_(network(x, t))
+
+    samples = []
+    for called in (network, InOnePlace()):
+        torch.manual_seed(0)
+        samples.append(DiffusionModule(called, scheduler, "x0").sample(2, sample_method=method))
+    assert torch.equal(*samples)
 
 
 @pytest.mark.slow
