@@ -217,14 +217,11 @@ class DiffusionModule(nn.Module):
         x_t = noise() if noise else torch.randn(shape, device=self.device)
         yield x_t
         for t, t_prev in tqdm(sampler.steps, desc="sampling", leave=False):
-            timestep = as_timesteps(t, self.device).expand(batch_size)
             if class_label is None or guidance_scale == 1:
-                net_out = self.ask(x_t, timestep, class_label)
+                net_out = self.ask(x_t, t, class_label)
             else:
                 no_class = torch.zeros_like(class_label)
-                both = self.ask(
-                    torch.cat([x_t, x_t]), torch.cat([timestep, timestep]), torch.cat([no_class, class_label])
-                )
+                both = self.ask(torch.cat([x_t, x_t]), t, torch.cat([no_class, class_label]))
                 without, with_class = both.chunk(2)
                 net_out = without + guidance_scale * (with_class - without)
             z = None
@@ -302,6 +299,7 @@ class DiffusionModule(nn.Module):
             network, var_scheduler = network.to(self.device), var_scheduler.to(self.device)
         self.network, self.var_scheduler, self.predictor = network, var_scheduler, checkpoint["predictor"]
         self.parametrization = checkpoint.get("parametrization", "direct")
+        self._weight = None
         self.train(self.training)  # a module in eval mode has a network in eval mode
 
 

@@ -40,6 +40,7 @@ x_0 is not clipped to [-1, 1]: guidance leaves that range, and the step that wou
 """
 
 import math
+from abc import ABC, abstractmethod
 from itertools import pairwise
 
 import numpy as np
@@ -52,7 +53,7 @@ DEFAULT_STEPS = {"ddim": 50, "dpm": 20}
 MIN_ALPHA_BAR = 4e-5  # where the linear schedule of 1000 steps ends
 
 
-class Sampler:
+class Sampler(ABC):
     """One reverse chain: which timesteps it visits, and how it goes from one to the next.
 
     Args:
@@ -73,6 +74,7 @@ class Sampler:
         """From which timestep to which: the last one is to -1, the clean image."""
         return list(pairwise([*self.timesteps, -1]))
 
+    @abstractmethod
     def step(
         self, x_t: torch.Tensor, t: int, t_prev: int, net_out: torch.Tensor, z: torch.Tensor | None
     ) -> torch.Tensor:
@@ -88,7 +90,6 @@ class Sampler:
         Returns:
             Images at timestep t_prev [B, C, H, W].
         """
-        raise NotImplementedError
 
 
 class DDPM(Sampler):

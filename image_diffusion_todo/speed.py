@@ -15,12 +15,7 @@ SWITCH = ("auto", "on", "off")
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether the network's convolutions and matrix products run in bfloat16; "auto": where the hardware has them.
-
-    Where it is float32, NVIDIA GPUs round the factors of products to TF32's 10 bits, as most trained models did.
-    """
-    if device.type == "cuda" and precision == "fp32":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    """Whether the network's convolutions and matrix products run in bfloat16; "auto": where the hardware has them."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
@@ -31,7 +26,12 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
 
 
 def prepare(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network on its device, with the channels of a pixel side by side, as fast convolutions read them."""
+    """The network on its device, with the channels of a pixel side by side, as fast convolutions read them.
+
+    What is float32 there, NVIDIA GPUs multiply with factors of TF32's 10 bits.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     return network.to(device, memory_format=torch.channels_last)
 
 

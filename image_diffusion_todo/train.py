@@ -31,7 +31,7 @@ from scheduler import LOSS_WEIGHTS, MODES, PARAMETRIZATIONS, PREDICTORS
 from speed import PRECISIONS, SWITCH, uses_bf16
 from trainer import StopSignals, Trainer, build_model
 
-# What may be changed on --resume: none of it is part of what is computed, but for the learning rate.
+# What may be changed on --resume. A run that is resumed with the same learning rate, device and parts ends the same.
 MAY_CHANGE = {"train_num_steps", "learning_rate", "log_interval", "data_root", "device", "gpu"}
 MAY_CHANGE |= {"compile", "activation_checkpointing", "accumulate"}
 

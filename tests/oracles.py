@@ -141,3 +141,9 @@ def refused(run, words):
     assert words in run.stderr
     assert len(run.stderr.splitlines()) == 1, run.stderr
     return True
+
+
+def only_run(place):
+    """The folder of the one run of train.py that was started in `place`."""
+    (config,) = (place / "results").rglob("config.json")
+    return config.parent

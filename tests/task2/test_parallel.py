@@ -18,7 +18,7 @@ from dataset import AFHQDataModule
 from drawn_faces import write_drawn_set
 from model import DiffusionModule
 from network import UNet
-from oracles import awake, max_difference, refused
+from oracles import awake, max_difference, only_run, refused
 from processes import PROGRAMS, start_together
 from scheduler import DDPMScheduler
 from trainer import Trainer
@@ -32,11 +32,6 @@ def faces(tmp_path_factory):
     root = tmp_path_factory.mktemp("faces") / "afhq"
     write_drawn_set(root, 5)
     return root
-
-
-def only_run(place):
-    (config,) = (place / "results").rglob("config.json")
-    return config.parent
 
 
 def finish(programs):

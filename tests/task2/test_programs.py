@@ -15,7 +15,7 @@ from PIL import Image
 from checkpoint import read_checkpoint
 from drawn_faces import write_drawn_set
 from model import DiffusionModule
-from oracles import awake, refused
+from oracles import awake, only_run, refused
 from scheduler import MODES, PREDICTORS
 
 TINY = [
@@ -39,11 +39,6 @@ def faces(tmp_path_factory):
     root = tmp_path_factory.mktemp("faces with a blank") / "afhq"
     write_drawn_set(root, 4)
     return root
-
-
-def only_run(tmp_path):
-    (config,) = (tmp_path / "results").rglob("config.json")
-    return config.parent
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)

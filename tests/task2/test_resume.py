@@ -18,7 +18,7 @@ from checkpoint import read_checkpoint
 from drawn_faces import write_drawn_set
 from files import only_program_in, remove_partials
 from model import DiffusionModule, ImageNoise
-from oracles import awake, refused
+from oracles import awake, only_run, refused
 from processes import PROGRAMS, Program
 
 TINY = ["--ch", 32, "--ch_mult", 1, "--attn", "--num_res_blocks", 1, "--image_resolution", 8]
@@ -32,11 +32,6 @@ def faces(tmp_path_factory):
     root = tmp_path_factory.mktemp("faces") / "afhq"
     write_drawn_set(root, 5)  # 15 images: three batches of 4 and 3 left over
     return root
-
-
-def only_run(tmp_path):
-    (config,) = (tmp_path / "results").rglob("config.json")
-    return config.parent
 
 
 def bits(thing):

@@ -13,7 +13,7 @@ from PIL import Image
 from checkpoint import read_checkpoint
 from dataset import AFHQDataModule
 from images import read_image
-from oracles import refused
+from oracles import only_run, refused
 
 TINY = ["--ch", 32, "--ch_mult", 1, "--attn", "--num_res_blocks", 1, "--image_resolution", 8]
 TINY += ["--num_diffusion_train_timesteps", 2, "--batch_size", 2, "--train_num_steps", 6]
@@ -61,11 +61,6 @@ def training_set(root, skip_broken=True):
     train = AFHQDataModule(root, batch_size=2, image_resolution=8, skip_broken=skip_broken).train_ds
     train.decode()
     return train
-
-
-def only_run(tmp_path):
-    (config,) = (tmp_path / "results").rglob("config.json")
-    return config.parent
 
 
 # The data set.

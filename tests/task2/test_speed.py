@@ -1,6 +1,9 @@
 """The levers of speed and memory change nothing but the last digits."""
 
 import copy
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from drawn_faces import write_drawn_set
 from model import DiffusionModule
 from network import UNet
 from oracles import awake, max_difference
+from processes import PROGRAMS
 from scheduler import DDPMScheduler
 from trainer import STATS_EVERY, Trainer
 
@@ -219,3 +223,26 @@ def test_a_compiled_network_learns_and_samples_the_same(tmp_path):
     x, t = torch.randn(4, 3, 8, 8), torch.full((4,), 5)
     with torch.no_grad():
         assert max_difference(trainer.sampler.ask(x, t, None), eager(x, t)) < 1e-5
+
+
+def test_the_benchmark_of_training_measures_all_levers_of_this_device(program, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the program adds to it
+    write_drawn_set(tmp_path / "afhq", 2)
+    small = ["--batch_size", 2, "--turns", 1, "--steps", 1, "--data_root", "afhq", "--json", "speed.json"]
+    run = program("../benchmarks/training.py", *small, "--peak_tflops", 1)
+    assert run.returncode == 0, run.stderr
+    (result,) = json.loads((tmp_path / "speed.json").read_text())["results"]
+    rows = [row["row"] for row in result["table"]]
+    assert rows[0] == "plain" and rows[-1] == "train.py" and "+ channels last" in rows and len(rows) >= 7
+    assert all(row["images_per_second"] > 0 and row["row"] in run.stdout for row in result["table"])
+    hours = result["hours_for_100k_steps_with_pictures"]
+    assert 0 < hours["train.py"] < hours["plain"]
+
+
+def test_the_benchmark_of_memory_sees_that_activations_are_not_kept(tmp_path):
+    command = [sys.executable, PROGRAMS.parent / "benchmarks/memory.py", "--ch", "32", "--batch_size", "16"]
+    run = subprocess.run([*command, "--image_resolution", "32"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    _, _, row = run.stdout.splitlines()
+    size, batch, kept, twice, _ = (cell.strip() for cell in row.strip("|").split("|"))
+    assert (size, batch) == ("32x32", "16") and float(twice) < 0.85 * float(kept)
