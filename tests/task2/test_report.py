@@ -3,7 +3,9 @@
 import csv
 import importlib.util
 import json
+import re
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -103,7 +105,9 @@ def test_the_explanation_is_drawn_and_tabled(program, tmp_path):
 def test_the_study_goes_through_all_combinations_and_goes_on_after_a_stop(study, tmp_path, monkeypatch, capsys):
     trained = []
 
-    def run(command, cwd, deadline):
+    sampled = {}
+
+    def run(command, cwd, clock):
         """What the programs would leave."""
         name, arguments = command[0].name, list(map(str, command[1:]))
         if name == "train.py":
@@ -115,6 +119,8 @@ def test_the_study_goes_through_all_combinations_and_goes_on_after_a_stop(study,
                 return "stopped at step 2"
             (folder / "last.ckpt").touch()
             return "finished at step 7"
+        if name == "sampling.py":
+            sampled[cwd.name] = arguments[arguments.index("--sample_method") + 1]
         if name == "measure_fid.py":
             (cwd / "fid.json").write_text(json.dumps({"distance": len(trained)}))
         return ""
@@ -128,8 +134,55 @@ def test_the_study_goes_through_all_combinations_and_goes_on_after_a_stop(study,
     study.main()
     assert len(trained) == 19 and trained[5][0] == "--resume" and trained[6][0] == "--mode"
     rows = list(csv.DictReader((tmp_path / "t.csv").open()))
-    assert list(rows[0]) == ["mode", "predictor", "parametrization", "loss_weight", "seed", "steps", "images", "fid768"]
+    assert tuple(rows[0]) == study.COLUMNS
     kinds = {(row["mode"], row["predictor"], row["parametrization"], row["loss_weight"]) for row in rows}
     assert len(rows) == len(kinds) == 18
+    whole_chains = {name for name, method in sampled.items() if method == "ddpm"}
+    assert whole_chains == {f"{mode}-mean-direct-none-63" for mode in MODES}
+    assert {row["sampler"] for row in rows if row["predictor"] == "mean"} == {"ddpm", "dpm"}
     study.main()
     assert len(trained) == 19  # nothing is done twice
+
+
+def test_runs_side_by_side_are_all_kept_and_all_stopped(study, tmp_path, monkeypatch, capsys):
+    """Two at a time do the same as one; at the end of the time those under way are stopped as by Ctrl-C, and wait."""
+    both = threading.Barrier(2, timeout=60)
+
+    def one_run(setting, args, clock):
+        both.wait()
+        return 1.0
+
+    monkeypatch.setattr(study, "one_run", one_run)
+    arguments = ["study.py", "--data_root", "data", "--work_dir", str(tmp_path), "--out", str(tmp_path / "t.csv")]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--jobs", "2"])
+    study.main()
+    assert len(list(csv.DictReader((tmp_path / "t.csv").open()))) == 18
+
+    patient = tmp_path / "patient.py"
+    patient.write_text(
+        "import pathlib, time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    pathlib.Path('saved').touch()\n"
+    )
+    monkeypatch.setattr(study, "one_run", lambda setting, args, clock: study.run([patient], tmp_path, clock))
+    monkeypatch.setattr(sys, "argv", [*arguments, "--jobs", "2", "--minutes", "0.05", "--seeds", "64"])
+    study.main()
+    assert "out of time" in capsys.readouterr().out
+    assert (tmp_path / "saved").exists()
+    assert len(list(csv.DictReader((tmp_path / "t.csv").open()))) == 18
+
+
+def test_a_program_that_fails_ends_the_study_in_one_line(study, tmp_path, monkeypatch, capsys):
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise SystemExit(3)")
+    patient = tmp_path / "patient.py"
+    patient.write_text("import time\ntime.sleep(60)")  # the first run is under way when the second fails
+
+    def one_run(setting, args, clock):
+        return study.run([broken if setting[0] == "quad" else patient], tmp_path, clock)
+
+    monkeypatch.setattr(study, "one_run", one_run)
+    arguments = ["study.py", "--data_root", "d", "--work_dir", "w", "--jobs", "2", "--out", str(tmp_path / "t")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        study.main()
+    assert stop.value.code == 2
+    assert re.fullmatch(r"\S+: error: .*broken\.py failed with code 3\n", capsys.readouterr().err)
