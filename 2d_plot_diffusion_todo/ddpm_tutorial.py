@@ -13,6 +13,7 @@
 
 # %%
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -70,11 +71,11 @@ plt.rcParams.update(
         "figure.dpi": 110,
         "savefig.bbox": "tight",
         "font.size": 11,
-        "axes.titlesize": 13,
         "image.cmap": "viridis",
     }
 )
 BLUE, ORANGE = "#2a6fbb", "#e07b28"
+STRIP = 30  # size of letters over a strip of ten pictures, which is shown much smaller than it is
 
 
 def keep(fig: plt.Figure, name: str) -> None:
@@ -85,11 +86,12 @@ def keep(fig: plt.Figure, name: str) -> None:
         plt.close(fig)
 
 
-def scatter(ax: plt.Axes, points: torch.Tensor, color: str | torch.Tensor, title: str = "") -> None:
+def scatter(ax: plt.Axes, points: torch.Tensor, color: str | torch.Tensor, title: str = "", size: int = 13) -> None:
     """Points [N, 2] with the same scale in both directions and no axes."""
     points = points.cpu()
     ax.scatter(points[:, 0], points[:, 1], s=9, c=color, linewidths=0)
-    ax.set(title=title, aspect="equal")
+    ax.set_title(title, fontsize=size)
+    ax.set_aspect("equal")
     ax.set_axis_off()
 
 
@@ -131,7 +133,7 @@ ddpm = DiffusionModule(network, var_scheduler).to(args.device)
 fig, axs = plt.subplots(1, 10, figsize=(28, 3), sharex=True, sharey=True)
 for ax, t in zip(axs, range(0, 500, 50), strict=True):
     x_t = ddpm.q_sample(target.to(ddpm.device), torch.full((num_vis_particles,), t))
-    scatter(ax, x_t, target.norm(dim=1), f"$q(x_{{{t}}})$")
+    scatter(ax, x_t, target.norm(dim=1), f"$q(x_{{{t}}})$", STRIP)
 keep(fig, "q_sample")
 
 # %% [markdown]
@@ -177,7 +179,7 @@ samples = traj[-1].cpu()
 fig, axs = plt.subplots(1, 10, figsize=(28, 3), sharex=True, sharey=True)
 for ax, t in zip(axs, [1000, 800, 600, 450, 350, 250, 150, 100, 50, 0], strict=True):
     x_t = traj[len(traj) - 1 - t][:num_vis_particles]  # the list starts with noise
-    scatter(ax, x_t, samples[:num_vis_particles].norm(dim=1), f"{t} steps left")
+    scatter(ax, x_t, samples[:num_vis_particles].norm(dim=1), f"{t} left", STRIP)
 keep(fig, "reverse_chain")
 
 # %% [markdown]
@@ -201,7 +203,10 @@ keep(fig, "samples")
 
 # %%
 ddpm.save(args.out / f"{args.dataset}.ckpt")
-for path in [*pictures, args.out / f"{args.dataset}.ckpt"]:
+result = {"dataset": args.dataset, "seed": args.seed, "chamfer": round(distance, 4), "floor": round(floor, 4), **config}
+numbers = args.out / f"{args.dataset}.json"
+numbers.write_text(json.dumps(result, indent=2) + "\n")
+for path in [*pictures, numbers, args.out / f"{args.dataset}.ckpt"]:
     print(path)
 print(f"Two sets of {num_eval} target points: {floor:.4f}")
 print(f"DDPM Chamfer Distance: {distance:.4f}")

@@ -1,5 +1,6 @@
 """Training and the tutorial as their users run them."""
 
+import json
 import math
 import subprocess
 import sys
@@ -73,8 +74,11 @@ def test_tutorial_makes_every_picture_and_prints_the_distance(program, tmp_path,
     run = program("ddpm_tutorial.py", "--num_iterations", 60, "--out", out, "--seed", 3)
     assert run.returncode == 0, run.stderr
     files = sorted(path.name for path in out.iterdir())
-    assert files == sorted([f"swiss_roll_{name}.png" for name in PICTURES] + ["swiss_roll.ckpt"])
-    assert all((out / name).stat().st_size > 5000 for name in files)
+    assert files == sorted([f"swiss_roll_{name}.png" for name in PICTURES] + ["swiss_roll.ckpt", "swiss_roll.json"])
+    numbers = json.loads((out / "swiss_roll.json").read_text())
+    assert f"DDPM Chamfer Distance: {numbers['chamfer']:.4f}" in run.stdout
+    assert f"2048 target points: {numbers['floor']:.4f}" in run.stdout
+    assert all((out / name).stat().st_size > 5000 for name in files if not name.endswith(".json"))
     # The strip: 500 points at t = 0, 50, ..., 450. The score: 2048 samples against the first 2048 of the target.
     assert [(n, int(t.unique())) for n, t in strip[:10]] == [(500, t) for t in range(0, 500, 50)]
     (samples, target), (more_target, same_target) = measured
