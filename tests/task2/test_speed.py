@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -246,3 +247,49 @@ def test_the_benchmark_of_memory_sees_that_activations_are_not_kept(tmp_path):
     _, _, row = run.stdout.splitlines()
     size, batch, kept, twice, _ = (cell.strip() for cell in row.strip("|").split("|"))
     assert (size, batch) == ("32x32", "16") and float(twice) < 0.85 * float(kept)
+
+
+@pytest.mark.slow
+def test_200_steps_in_bf16_follow_those_in_float32(tmp_path):
+    """Step by step within bfloat16's error (2^-8 of each product), and no drift: their means are alike."""
+
+    def losses(precision, seed=2):
+        trainer = trainer_with(tmp_path, "--precision", precision, "--dropout", "0", "--warmup_steps", "20")
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        generator = torch.Generator().manual_seed(5)
+        images = torch.rand(64, 3, 1, 1, generator=generator).expand(-1, -1, 8, 8) * 2 - 1  # plain colours
+        kept = []
+        gradient = trainer._gradient
+        trainer._gradient = lambda *batch: kept.append(gradient(*batch)) or kept[-1]
+        for i in range(200):
+            trainer.train_step(images[8 * (i % 8) :][:8], torch.ones(8, dtype=torch.long))
+        return torch.stack(kept)
+
+    plain, fast, other = losses("fp32"), losses("bf16"), losses("fp32", seed=3)
+    assert plain[-20:].mean() < plain[:20].mean() / 2  # something was learned meanwhile
+    apart = (fast / plain - 1).abs()
+    print(f"\nlosses of bf16 and float32: {apart.max():.4f} apart at most, {apart.mean():.4f} on average")
+    assert 0 < apart.max() < 0.05 and apart.mean() < 0.01
+    assert (other / plain - 1).abs().mean() > 0.1  # another seed is another thing altogether
+    assert fast.mean().item() == pytest.approx(plain.mean().item(), rel=2e-3)
+
+
+def test_hardly_any_time_of_an_epoch_is_spent_on_data(tmp_path):
+    write_drawn_set(tmp_path / "afhq", 8)
+    batches = AFHQDataModule(tmp_path, batch_size=8, image_resolution=32).train_batches(3)
+    flags = ["--image_resolution", "32", "--ch_mult", "1", "2", "2", "--attn", "2"]
+    trainer = trainer_with(tmp_path, *flags)
+
+    def median_seconds(what, number):
+        seconds = []
+        for i in range(number):
+            started = time.perf_counter()
+            what(i)
+            seconds.append(time.perf_counter() - started)
+        return sorted(seconds)[number // 2]
+
+    data = median_seconds(lambda i: batches[i], 30)  # ten epochs
+    step = median_seconds(lambda i: trainer.train_step(*batches[i]), 5)
+    print(f"\nshare of data: {data / step:.4f}")
+    assert data < 0.05 * step
