@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 
-.PHONY: help demo bench test test-all lint format clean
+.PHONY: help demo bench report submission test test-all lint format clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,12 @@ demo: $(VENV)/.installed  ## both tasks in small: the Swiss roll, then drawn ani
 bench: $(VENV)/.installed  ## measure the levers of speed in small (minutes)
 	$(PY) benchmarks/training.py
 	$(PY) benchmarks/fid.py --dims 192 --real 300 --generated 100
+
+report: $(VENV)/.installed-dev  ## build report/report.pdf; AUTHOR="..." puts a name on it
+	$(PY) report/build.py --author "$(AUTHOR)"
+
+submission: $(VENV)/.installed  ## what the lab wants handed in: make submission ID=412551014
+	$(PY) report/submission.py --id "$(ID)"
 
 test: $(VENV)/.installed-dev  ## run the tests
 	$(PY) -m pytest

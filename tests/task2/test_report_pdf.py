@@ -1,0 +1,126 @@
+"""The report: its listings are the sources, its numbers are the tables', and the PDF that lies there is of today."""
+
+import importlib.util
+import re
+import shutil
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def build(request):
+    path = sys.path.copy()
+    spec = importlib.util.spec_from_file_location("build", request.config.rootpath / "report/build.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    sys.path[:] = path
+    return program
+
+
+@pytest.fixture
+def copied(build, tmp_path, monkeypatch):
+    """The program, working on a copy of what the report is made of."""
+    for folder in ("report", "2d_plot_diffusion_todo", "image_diffusion_todo"):
+        for path in (build.ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".typ", ".csv", ".json", ".png", ".svg") and "results" not in path.parts:
+                target = tmp_path / path.relative_to(build.ROOT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    monkeypatch.setattr(build, "REPORT", tmp_path / "report")
+    return build
+
+
+def pages(build):
+    """Small pictures of all pages."""
+    return build.build("", format="png", ppi=40)
+
+
+def test_listings_are_the_code_without_its_docstrings(build):
+    source = '''
+class A:
+    """What it is."""
+
+    @property
+    def one(self):
+        """Says one.
+
+        Indented more.
+        """
+        text = """not a docstring"""
+        return 1  # one
+
+
+def empty():
+    """Nothing else."""
+'''
+    found = build.definitions(source)
+    assert set(found) == {"A", "A.one", "empty"}
+    assert found["A.one"] == ('@property\ndef one(self):\n    text = """not a docstring"""\n    return 1  # one')
+    assert "What it is" not in found["A"] and found["empty"] == "def empty():"
+
+
+def test_the_pdf_is_made_and_is_of_these_sources(build, program, tmp_path):
+    _, codes, mark = build.sources()
+    assert len(codes) > 10
+    run = program("../report/build.py", "--out", "new.pdf", "--author", "Student 1", "--pages", "pages")
+    assert run.returncode == 0, run.stderr
+    new = (tmp_path / "new.pdf").read_bytes()
+    assert new.startswith(b"%PDF-") and b"Student 1" in new
+    numbers = re.findall(rb"/Count (\d+)", new)
+    assert len(list((tmp_path / "pages").glob("*.png"))) == max(map(int, numbers)) >= 5
+    for pdf in (new, (build.REPORT / "report.pdf").read_bytes()):
+        assert set(build.FINGERPRINT.findall(pdf)) == {mark.encode()}, "the report is stale: make report"
+
+
+def test_a_change_of_any_source_makes_the_report_stale(copied):
+    _, codes, mark = copied.sources()
+    changes = [
+        ("2d_plot_diffusion_todo/ddpm.py", "posterior_variance.sqrt()", "posterior_variance"),
+        ("report/report.typ", "Denoising", "Removing noise by"),
+        ("report/tables/swiss_roll.json", "0.8", "0.9"),
+    ]
+    for file, old, new in changes:
+        path = copied.ROOT / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        assert copied.sources()[2] != mark
+        path.write_text(text)
+    assert copied.sources()[2] == mark
+    other = next(iter(codes)).split(":")[0]
+    (copied.ROOT / other).write_text((copied.ROOT / other).read_text() + "\n# of no listing\n")
+    assert copied.sources()[2] == mark
+
+
+def test_the_numbers_of_the_text_are_those_of_the_tables(copied):
+    before = pages(copied)
+    tables = [path for path in copied.used_files((copied.REPORT / "report.typ").read_text()) if "tables" in path.parts]
+    assert len(tables) >= 5
+    for path in tables:
+        text = path.read_text()
+        other = re.sub(r"\d\.\d{2}(?=\d*)", "7.89", text)  # 0.8797 becomes 7.8997
+        assert other != text, path
+        path.write_text(other)
+        after = pages(copied)
+        assert len(after) != len(before) or any(a != b for a, b in zip(after, before, strict=True)), path
+        path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("figures/schedules.svg", "figures/none.svg", r"shows report/figures/none\.svg, which is not there"),
+        ('"DDPMScheduler.add_noise"', '"DDPMScheduler.add"', r"lists DDPMScheduler\.add of .*scheduler\.py, which is"),
+        ("#align(center", "#align(nowhere", r"report\.typ: unknown variable: nowhere"),
+        ('until: "else:"', 'until: "gone"', r"has no line with gone"),
+    ],
+)
+def test_what_is_missing_is_named(copied, old, new, complaint):
+    path = copied.REPORT / "report.typ"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match=complaint):
+        copied.build("", format="pdf")
