@@ -187,6 +187,7 @@ class DiffusionModule(nn.Module):
         sample_method: str = "ddpm",
         num_inference_steps: int | None = None,
         eta: float = 0.0,
+        progress: bool = True,
     ) -> Iterator[torch.Tensor]:
         """The stations of a reverse chain, one by one: noise x_T first, images x_0 last; T + 1 of them for DDPM.
 
@@ -204,6 +205,7 @@ class DiffusionModule(nn.Module):
             sample_method: "ddpm", "ddim" or "dpm" (see `samplers.py`).
             num_inference_steps: how often the network is asked; None for as often as usual.
             eta: how much fresh noise, for ddim.
+            progress: show a bar.
 
         Yields:
             x_t [B, 3, H, W] on the module's device.
@@ -216,7 +218,7 @@ class DiffusionModule(nn.Module):
         shape = batch_size, 3, self.image_resolution, self.image_resolution
         x_t = noise() if noise else torch.randn(shape, device=self.device)
         yield x_t
-        for t, t_prev in tqdm(sampler.steps, desc="sampling", leave=False):
+        for t, t_prev in tqdm(sampler.steps, desc="sampling", leave=False, disable=not progress):
             if class_label is None or guidance_scale == 1:
                 net_out = self.ask(x_t, t, class_label)
             else:

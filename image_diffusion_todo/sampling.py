@@ -200,7 +200,8 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
             labels = torch.tensor([i % ddpm.network.num_classes + 1 for i in drawn])
             scale = args.cfg_scale
         noise = ImageNoise(args.seed, drawn, ddpm.image_resolution, device)
-        frames = follow(ddpm.reverse_process(len(drawn), labels, scale, noise, *how), num_steps)
+        chain = ddpm.reverse_process(len(drawn), labels, scale, noise, *how, progress=processes.is_first)
+        frames = follow(chain, num_steps)
         for k, (i, image) in enumerate(zip(numbers, tensor_to_pil_image(frames[-1]), strict=False)):
             for images, picture in zip(kept, [image, trajectory_picture(frames[:, k : k + 1])], strict=False):
                 images.save(i, picture)

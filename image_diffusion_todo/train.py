@@ -34,6 +34,7 @@ from trainer import StopSignals, Trainer, build_model
 # What may be changed on --resume. A run that is resumed with the same learning rate, device and parts ends the same.
 MAY_CHANGE = {"train_num_steps", "learning_rate", "log_interval", "data_root", "device", "gpu"}
 MAY_CHANGE |= {"compile", "activation_checkpointing", "accumulate"}
+ASK_EVERY = 10  # steps between the questions whether one of several processes was told to stop
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -206,7 +207,9 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
             due = trainer.step % args.log_interval == 0
             if due and processes.from_first(not trainer.has_pictures):
                 trainer.record(stop)
-            stopping = processes.any(stop.requested)
+            # To ask all processes makes them wait for each other: not every step.
+            asks = processes.size == 1 or trainer.step % ASK_EVERY == 0
+            stopping = asks and processes.any(stop.requested)
             if stopping or trainer.step == args.train_num_steps:
                 break
             trainer.train_step(*batches[trainer.step])

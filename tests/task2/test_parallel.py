@@ -19,6 +19,7 @@ from drawn_faces import write_drawn_set
 from model import DiffusionModule
 from network import UNet
 from oracles import awake, max_difference, only_run, refused
+from parallel import Processes
 from processes import PROGRAMS, start_together
 from scheduler import DDPMScheduler
 from trainer import Trainer
@@ -99,6 +100,26 @@ def test_two_that_are_stopped_and_resumed_end_the_same(faces, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(end_of(whole), end_of(parts), strict=True))
     for picture in whole.glob("step=*.png"):
         assert (parts / picture.name).read_bytes() == picture.read_bytes()
+
+
+@pytest.mark.parametrize(("rank", "hidden"), [("0", {False}), ("1", {True})])
+def test_only_the_first_process_shows_bars(program, model, monkeypatch, rank, hidden):
+    shown = []
+
+    def bar(items, disable=False, **how):
+        shown.append(disable)
+        return items
+
+    for name in ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, {"RANK": rank}.get(name, "2"))
+    monkeypatch.setattr("tqdm.tqdm", bar)
+    monkeypatch.setattr("model.tqdm", bar)
+    monkeypatch.setattr(Processes, "connect", lambda self, device: None)
+    monkeypatch.setattr(Processes, "from_first", lambda self, value: [0, 1, 2])
+    monkeypatch.setattr(Processes, "any", lambda self, flag: flag)
+    run = program("sampling.py", "--ckpt_path", model, "--save_dir", "out", "--num_samples", 3)
+    assert run.returncode == 0, run.stderr
+    assert set(shown) == hidden and len(shown) == 2  # the batches, and the steps of the one batch
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(program, faces, monkeypatch):
