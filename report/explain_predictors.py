@@ -37,6 +37,8 @@ from model import DiffusionModule
 from options import OneLineParser, errors_in_one_line, integer_from
 from scheduler import MODES, PREDICTORS, DDPMScheduler
 
+WIDTH = 6.3  # inches of the drawings, 16 cm: the text on a page
+plt.rcParams.update({"font.size": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7})
 STYLES = {"noise": "-", "x0": "--", "mean": ":"}
 
 
@@ -58,24 +60,24 @@ def weight_on_x0(scheduler: DDPMScheduler, predictor: str) -> np.ndarray:
 
 def draw_schedules(T: int, path: Path) -> None:
     """Both quantities for all schedules and predictors."""
-    fig, axes = plt.subplots(2, 3, figsize=(12, 6.4), sharex=True, sharey="row")
+    fig, axes = plt.subplots(2, 3, figsize=(WIDTH, 3.7), sharex=True, sharey="row")
     for column, mode in enumerate(MODES):
         scheduler = DDPMScheduler(T, 1e-4, 0.02, mode)
         for predictor in PREDICTORS:
             for row, quantity in enumerate((new_part, weight_on_x0)):
                 curve = quantity(scheduler, predictor)
-                axes[row, column].plot(curve, STYLES[predictor], color="black", label=predictor)
+                axes[row, column].plot(curve, STYLES[predictor], color="black", linewidth=1.2, label=predictor)
                 axes[row, column].set_yscale("log")
                 axes[row, column].grid(alpha=0.3)
         axes[0, column].set_title(f"{mode} schedule")
         axes[1, column].set_xlabel("timestep t")
-    axes[0, 0].set_ylabel("part of the target\nthat is not a multiple of x_t")
-    axes[1, 0].set_ylabel("weight of an error of x_0\nin the plain loss (largest: 1)")
+    axes[0, 0].set_ylabel("part of the target that is\nnot a multiple of $x_t$")
+    axes[1, 0].set_ylabel("weight of an error of $x_0$\nin the plain loss")
     axes[1, 0].set_ylim(1e-6, 2)
-    axes[0, 0].legend(loc="lower center")
+    axes[0, 0].legend(loc="lower left")
     fig.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=110)
+    fig.savefig(path, dpi=220)
     plt.close(fig)
 
 
@@ -110,17 +112,24 @@ def name_of(ddpm: DiffusionModule) -> str:
 
 def draw_errors(results: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
     """The errors of models, in both currencies."""
-    fig, axes = plt.subplots(1, 2, figsize=(12, 4.2), sharex=True)
+    fig, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.7), sharex=True)
     for name, rows in results.items():
-        t, of_x0, of_eps = zip(*rows, strict=True)
-        axes[0].plot(t, of_x0, marker=".", label=name)
-        axes[1].plot(t, of_eps, marker=".", label=name)
-    for ax, what in zip(axes, ("x_0", "noise"), strict=True):
-        ax.set(xlabel="timestep t", ylabel=f"error of the implied {what} (root mean square)", yscale="log")
+        _, predictor, parametrization = name.split(", ")
+        direct = parametrization == "direct"
+        look = {
+            "color": "black" if direct else "0.6",
+            "linewidth": 1.2 if direct else 2.5,
+            "zorder": 2 if direct else 1,
+        }
+        t, *errors = zip(*rows, strict=True)
+        for ax, error in zip(axes, errors, strict=True):
+            ax.plot(t, error, STYLES[predictor], label=name, **look)
+    for ax, what in zip(axes, ("$x_0$", "noise"), strict=True):
+        ax.set(xlabel="timestep t", ylabel=f"error of the implied {what}", yscale="log")
         ax.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    axes[0].legend()
     fig.tight_layout()
-    fig.savefig(path, dpi=110)
+    fig.savefig(path, dpi=220)
     plt.close(fig)
 
 
