@@ -73,7 +73,12 @@ def run(command: list[object], cwd: Path, clock: Clock) -> str:
     if clock.over:
         raise OutOfTime
     process = subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=cwd, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        start_new_session=True,  # Ctrl-C reaches this program alone, which passes it on: a second would end them
     )
     while True:
         try:
@@ -85,8 +90,6 @@ def run(command: list[object], cwd: Path, clock: Clock) -> str:
                 process.communicate()
                 raise OutOfTime from None
     if process.returncode:
-        if clock.over:  # a Ctrl-C of the terminal reaches the programs too
-            raise OutOfTime
         raise ValueError(f"{command[0]} failed with code {process.returncode}")
     return said
 
@@ -103,19 +106,20 @@ def one_run(setting: tuple[str, str, str, str, int], args: argparse.Namespace, c
     place.mkdir(parents=True, exist_ok=True)
     begun = list(place.glob("results/*/*/*/config.json"))
     if begun:
-        command = [PROGRAMS / "train.py", "--resume", begun[0].parent]
+        command = [PROGRAMS / "train.py", "--resume", begun[0].parent]  # which refuses other flags than before
     else:
         command = [PROGRAMS / "train.py", "--mode", mode, "--predictor", predictor, "--seed", seed]
         command += ["--parametrization", parametrization, "--loss_weight", loss_weight]
-        command += ["--data_root", args.data_root.resolve(), *args.flags.split()]
+    command += ["--data_root", args.data_root.resolve(), *args.flags.split()]
     command += ["--train_num_steps", args.train_num_steps, "--log_interval", args.train_num_steps]
     said = run(command, place, clock)
     if f"finished at step {args.train_num_steps}" not in said:
         raise OutOfTime
     (checkpoint,) = place.glob("results/*/*/*/last.ckpt")
-    samples = place / f"samples-{args.num_samples}"
+    method = sampler_of(predictor, parametrization)
+    samples = place / f"samples-{args.train_num_steps}-{method}"
     command = [PROGRAMS / "sampling.py", "--ckpt_path", checkpoint, "--save_dir", samples]
-    command += ["--num_samples", args.num_samples, "--sample_method", sampler_of(predictor, parametrization)]
+    command += ["--num_samples", args.num_samples, "--sample_method", method]
     run(command, place, clock)
     command = [PROGRAMS / "pictures.py", samples, "--out", place / "samples.png", "--count", 32]
     run(command, place, clock)
@@ -125,13 +129,42 @@ def one_run(setting: tuple[str, str, str, str, int], args: argparse.Namespace, c
     return json.loads(result.read_text())["distance"]
 
 
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that `write_table` wrote; none where there is no file.
+
+    Raises:
+        ValueError: for another file.
+    """
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise ValueError(
+            f"argument --out: {path} is another table; one of a study has the columns {', '.join(COLUMNS)}"
+        )
+    return rows
+
+
+def write_table(path: Path, rows: list[dict[str, str]]) -> None:
+    """The table, whole or as it was."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with replacing(path) as file:
+        file.write(table.getvalue().encode())
+
+
 def main() -> None:
     """The program."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data_root", type=Path, required=True, metavar="DIR", help="images, with eval/ at the size of the model")
     add("--work_dir", type=Path, required=True, metavar="DIR", help="gets runs and samples")
-    add("--out", type=writable_file, default=ROOT / "report/tables/study.csv", metavar="FILE", help="the table")
+    what = "the table, which is gone on with (default: study.csv in --work_dir)"
+    add("--out", type=writable_file, metavar="FILE", help=what)
     add("--flags", default=SMALL, metavar="TEXT", help="of train.py, for all runs (default: a network for a CPU)")
     add("--train_num_steps", type=integer_from(1), default=3000, metavar="N", help="of each run (default: 3000)")
     add("--num_samples", type=integer_from(2), default=500, metavar="N", help="of each run (default: 500)")
@@ -143,35 +176,36 @@ def main() -> None:
     args = parser.parse_args()
     clock = Clock(args.minutes)
     with errors_in_one_line(if_stopped="stopped; the same command goes on"):
-        rows = list(csv.DictReader(args.out.open())) if args.out.exists() else []
+        args.work_dir.mkdir(parents=True, exist_ok=True)
+        out = args.out or args.work_dir / "study.csv"
+        rows = read_table(out)
         done = {tuple(row[name] for name in COLUMNS[:8]) for row in rows}
         writing = threading.Lock()
 
-        def add_row(setting: tuple[str, str, str, str, int]) -> None:
-            key = tuple(map(str, (*setting, args.train_num_steps, args.num_samples, sampler_of(*setting[1:3]))))
-            if key in done:
-                return
+        def add_row(key: tuple[str, ...], setting: tuple[str, str, str, str, int]) -> None:
             if clock.over:
                 raise OutOfTime
             try:
                 distance = one_run(setting, args, clock)
+                with writing:
+                    rows.append(dict(zip(COLUMNS, (*key, f"{distance:.4f}"), strict=True)))
+                    write_table(out, rows)
             except BaseException:
                 clock.stopped.set()  # the other runs are saved, and none is begun
                 raise
-            with writing:
-                rows.append(dict(zip(COLUMNS, (*key, f"{distance:.4f}"), strict=True)))
-                table = io.StringIO()
-                writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-                with replacing(args.out) as file:
-                    file.write(table.getvalue().encode())
-                print(*rows[-1].values(), flush=True)
+            print(*rows[-1].values(), flush=True)
 
-        settings = itertools.product(FORMS, args.predictors, args.modes, args.seeds)
+        wanted = {}
+        for form, predictor, mode, seed in itertools.product(FORMS, args.predictors, args.modes, args.seeds):
+            sampler = sampler_of(predictor, form[0])
+            setting = mode, predictor, *form, seed
+            wanted[tuple(map(str, (*setting, args.train_num_steps, args.num_samples, sampler)))] = setting
+        if there := done & wanted.keys():
+            print(f"{len(there)} of {len(wanted)} runs are in {out} already, with these steps and seeds")
+        runs = []
         with ThreadPoolExecutor(args.jobs) as pool:
-            runs = [pool.submit(add_row, (m, p, *form, seed)) for form, p, m, seed in settings]
             try:
+                runs += [pool.submit(add_row, key, wanted[key]) for key in wanted if key not in done]
                 wait(runs)
             finally:  # Ctrl-C may have come
                 clock.stopped.set()

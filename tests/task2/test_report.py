@@ -3,9 +3,13 @@
 import csv
 import importlib.util
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -14,8 +18,19 @@ import torch
 from drawn_faces import write_drawn_set
 from model import DiffusionModule
 from network import UNet
-from oracles import Ideal, alpha_bars, awake, eq_7
+from oracles import Ideal, alpha_bars, awake, eq_7, refused
 from scheduler import MODES, PREDICTORS, DDPMScheduler
+
+# A program that saves what it has at the first Ctrl-C, which takes a while, and ends at once at the second.
+PATIENT = """
+import pathlib, sys, time
+pathlib.Path("started").touch()
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1.5)
+    pathlib.Path(sys.argv[1]).touch()
+"""
 
 
 def load(request, name):
@@ -159,14 +174,16 @@ def test_runs_side_by_side_are_all_kept_and_all_stopped(study, tmp_path, monkeyp
     assert len(list(csv.DictReader((tmp_path / "t.csv").open()))) == 18
 
     patient = tmp_path / "patient.py"
-    patient.write_text(
-        "import pathlib, time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    pathlib.Path('saved').touch()\n"
-    )
-    monkeypatch.setattr(study, "one_run", lambda setting, args, clock: study.run([patient], tmp_path, clock))
+    patient.write_text(PATIENT)
+
+    def stopped_run(setting, args, clock):
+        return study.run([patient, f"saved-{setting[0]}"], tmp_path, clock)
+
+    monkeypatch.setattr(study, "one_run", stopped_run)
     monkeypatch.setattr(sys, "argv", [*arguments, "--jobs", "2", "--minutes", "0.05", "--seeds", "64"])
     study.main()
     assert "out of time" in capsys.readouterr().out
-    assert (tmp_path / "saved").exists()
+    assert {path.name for path in tmp_path.glob("saved-*")} == {"saved-linear", "saved-quad"}
     assert len(list(csv.DictReader((tmp_path / "t.csv").open()))) == 18
 
 
@@ -174,10 +191,12 @@ def test_a_program_that_fails_ends_the_study_in_one_line(study, tmp_path, monkey
     broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit(3)")
     patient = tmp_path / "patient.py"
-    patient.write_text("import time\ntime.sleep(60)")  # the first run is under way when the second fails
+    patient.write_text(PATIENT)
 
     def one_run(setting, args, clock):
-        return study.run([broken if setting[0] == "quad" else patient], tmp_path, clock)
+        if setting[0] == "quad":
+            return study.run([broken], tmp_path, clock)
+        return study.run([patient, f"saved-{setting[0]}"], tmp_path, clock)  # under way when the second fails
 
     monkeypatch.setattr(study, "one_run", one_run)
     arguments = ["study.py", "--data_root", "d", "--work_dir", "w", "--jobs", "2", "--out", str(tmp_path / "t")]
@@ -186,3 +205,33 @@ def test_a_program_that_fails_ends_the_study_in_one_line(study, tmp_path, monkey
         study.main()
     assert stop.value.code == 2
     assert re.fullmatch(r"\S+: error: .*broken\.py failed with code 3\n", capsys.readouterr().err)
+    assert [path.name for path in tmp_path.glob("saved-*")] == ["saved-linear"]
+
+
+def test_ctrl_c_reaches_each_run_of_the_study_once(request, tmp_path):
+    """As from a terminal, to the whole group of processes; the programs of a study end at once at a second one."""
+    patient = tmp_path / "train.py"
+    patient.write_text(PATIENT.replace("sys.argv[1]", "'saved'"))
+    program = request.config.rootpath / "report/study.py"
+    code = (
+        f"import runpy, sys; sys.argv = {[str(program), '--data_root', 'd', '--work_dir', 'w', '--jobs', '2']!r}\n"
+        f"sys.path.insert(0, {str(program.parent)!r})\nimport pathlib, study\n"
+        f"study.PROGRAMS = pathlib.Path({str(tmp_path)!r})\nstudy.main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("w/*/started"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and said.strip().endswith("stopped; the same command goes on"), said
+    assert len(list(tmp_path.glob("w/*/saved"))) == 2
+
+
+def test_a_table_of_something_else_is_not_gone_on_with(program, tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    run = program("../report/study.py", "--data_root", "d", "--work_dir", "w", "--out", "t.csv")
+    assert refused(run, "t.csv is another table; one of a study has the columns mode, predictor")
+    assert (tmp_path / "t.csv").read_text() == "a,b\n1,2\n"
