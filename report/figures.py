@@ -1,12 +1,13 @@
 """The figures and tables of the lab report, from training runs.
 
     python report/figures.py
-    python report/figures.py --runs DIR [more ...] --fid FILE.json [more ...] --out DIR
+    python report/figures.py --runs DIR [more ...] --fid FILE.json [more ...] --roll DIR --out DIR
 
 The runs are all that lie somewhere below the folders of --runs. `--out` gets
 
     figures/schedules.svg                          beta, alpha-bar and log-SNR of the three schedules; needs no run
     figures/trajectories.png                       the way from one noise to an image under each schedule
+    figures/trajectories_preconditioned.png        the same of preconditioned models, where there are any
     figures/predictor_samples.png                  8 samples of each predictor, all from the same noise
     figures/predictor_samples_preconditioned.png   the same of preconditioned models, where there are any
     figures/losses.svg                             what each predictor's loss did under each schedule
@@ -59,14 +60,18 @@ from samplers import half_log_snr
 from sampling import MARK, fingerprint_of
 from scheduler import LOSS_WEIGHTS, MODES, PARAMETRIZATIONS, PREDICTORS, DDPMScheduler, check_choice
 
-SCHEDULES, TRAJECTORIES, LOSSES = "figures/schedules.svg", "figures/trajectories.png", "figures/losses.svg"
+SCHEDULES, LOSSES = "figures/schedules.svg", "figures/losses.svg"
+TRAJECTORIES = {
+    "direct": "figures/trajectories.png",
+    "preconditioned": "figures/trajectories_preconditioned.png",
+}
 SAMPLES = {
     "direct": "figures/predictor_samples.png",
     "preconditioned": "figures/predictor_samples_preconditioned.png",
 }
 BEST_SAMPLES = "figures/best_samples.png"
 RUNS, BEST = "tables/runs.csv", "tables/best.csv"
-PRODUCTS = (SCHEDULES, TRAJECTORIES, *SAMPLES.values(), BEST_SAMPLES, LOSSES, RUNS, BEST)
+ROLL = ("q_sample.png", "loss.png", "samples.png")  # of Task 1's results
 
 SEED = 0
 NUM_SAMPLES = 8
@@ -225,6 +230,8 @@ class Report:
                     values = " and ".join(f"{r.config[name]} in {r.folder}" for r in (found[0], run))
                     self.missing.setdefault(f"runs that can be compared ({name} is {values})", []).append(product)
                     return []
+        if len({run.step for run in found}) > 1:
+            tqdm.write(f"note: the runs of {product} differ in steps: {', '.join(str(run.step) for run in found)}")
         return found
 
     def write(self, product: str, content: bytes) -> None:
@@ -254,9 +261,10 @@ class Report:
         """A line for each thing that was not there, and for each file that is therefore from another call."""
         for what, products in self.missing.items():
             print(f"missing: {one_line(what)}, for {', '.join(products)}")
-        for product in PRODUCTS:
-            if product not in self.written and (self.out / product).exists():
-                print(f"old: {self.out / product} is from an earlier call, not from these runs")
+        text = (ROOT / "report/report.typ").read_text(encoding="utf-8")
+        for product in sorted(set(re.findall(r'"((?:figures|tables)/[^"]+)"', text)) - self.written):
+            if (self.out / product).exists():
+                print(f"old: {self.out / product}, which the report shows, is not from these runs")
 
 
 # Drawings.
@@ -537,8 +545,7 @@ def main() -> None:
     add("--samples", type=Path, nargs="+", default=[], metavar="DIR", help=where)
     add("--out", type=Path, default=ROOT / "report", metavar="DIR", help="gets figures/ and tables/ (default: report)")
     add("--predictor", choices=PREDICTORS, default="noise", help="of the trajectories (default: noise)")
-    how = "of the trajectories (default: direct)"
-    add("--parametrization", choices=PARAMETRIZATIONS, default="direct", help=how)
+    add("--roll", type=Path, metavar="DIR", help="results of Task 1, to be shown too")
     add("--chains", type=integer_from(1, 2), default=1, metavar="N", help="trajectories a schedule (default: 1)")
     add("--mode", choices=MODES, default="cosine", help="of the predictors' samples (default: cosine)")
     add("--device", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda, mps (default: auto)")
@@ -555,6 +562,10 @@ def main() -> None:
             print(f"taken: {flags_of(key)}: {one_line(str(run.folder))}, step {run.step}")
 
         report = Report(args.out, runs)
+        if args.roll:
+            report.write("tables/swiss_roll.json", (args.roll / "swiss_roll.json").read_bytes())
+            for name in ROLL:
+                report.write(f"figures/swiss_roll_{name}", (args.roll / f"swiss_roll_{name}").read_bytes())
         report.write_drawing(SCHEDULES, draw_schedules())
         if runs:
             rows = [facts_of(run) for run in runs.values()]
@@ -569,16 +580,17 @@ def main() -> None:
         direct = [(mode, predictor, "direct", LOSS_WEIGHT["direct"]) for predictor in PREDICTORS for mode in MODES]
         if rows := report.rows(LOSSES, direct):
             report.write_drawing(LOSSES, draw_losses(rows))
-        how = args.parametrization, LOSS_WEIGHT[args.parametrization]
-        if rows := report.rows(TRAJECTORIES, [(mode, args.predictor, *how) for mode in MODES]):
-            report.write(TRAJECTORIES, draw_trajectories(rows, args.chains, args.device))
-        for parametrization, product in SAMPLES.items():
-            how = parametrization, LOSS_WEIGHT[parametrization]
-            keys = [(args.mode, predictor, *how) for predictor in PREDICTORS]
-            if parametrization != "direct" and not any(key in runs for key in keys):
-                continue  # the lab does not ask for it
-            if rows := report.rows(product, keys):
-                report.write(product, draw_samples(rows, args.device))
+        for how in LOSS_WEIGHT.items():
+            of_modes = [(mode, args.predictor, *how) for mode in MODES]
+            of_predictors = [(args.mode, predictor, *how) for predictor in PREDICTORS]
+            for product, keys in ((TRAJECTORIES[how[0]], of_modes), (SAMPLES[how[0]], of_predictors)):
+                if how[0] != "direct" and not any(key in runs for key in keys):
+                    continue  # the lab does not ask for it
+                rows = report.rows(product, keys)
+                if rows and keys is of_modes:
+                    report.write(product, draw_trajectories(rows, args.chains, args.device))
+                elif rows:
+                    report.write(product, draw_samples(rows, args.device))
         report.say_what_is_missing()
 
 

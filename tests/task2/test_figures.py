@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import io
 import json
+import re
 import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -131,8 +132,9 @@ def table(path):
 def test_all_products_are_made_and_show_their_runs(program, nine, tmp_path):
     run = program(FIGURES, "--runs", nine, "--out", "out")
     assert run.returncode == 0, run.stderr
-    assert "missing" not in run.stdout and "left out" not in run.stdout and "old" not in run.stdout
+    assert not re.search("^(missing(?!.*trajectories_preconditioned)|left out|old)", run.stdout, re.MULTILINE)
     made = {str(path.relative_to("out")) for path in (tmp_path / "out").relative_to(tmp_path).rglob("*.*")}
+    made -= {"figures/trajectories_preconditioned.png"}
     assert made == {"figures/schedules.svg", TRAJECTORIES, SAMPLES, PRECONDITIONED, LOSSES, "tables/runs.csv"}
     assert all((tmp_path / "out" / path).stat().st_size < 400_000 for path in made)
     assert all(f"out/{path}" in run.stdout for path in made)
@@ -177,7 +179,12 @@ def test_the_flags_choose_what_is_shown_and_what_is_missing_is_named(program, ni
     assert missing == [
         f"missing: a run of --mode quad --predictor x0, for {LOSSES}, {TRAJECTORIES}",
         f"missing: a run of --mode linear --predictor mean, for {LOSSES}, {SAMPLES}",
-        "old: out/tables/best.csv is from an earlier call, not from these runs",
+        *(
+            f"missing: a run of --mode {mode} --predictor x0 --parametrization preconditioned --loss_weight min-snr, "
+            "for figures/trajectories_preconditioned.png"
+            for mode in ("linear", "quad")
+        ),
+        "old: out/tables/best.csv, which the report shows, is not from these runs",
     ]
     picture = Image.open(tmp_path / "out" / TRAJECTORIES)
     scale, width = 11, 102
@@ -195,18 +202,19 @@ def test_the_flags_choose_what_is_shown_and_what_is_missing_is_named(program, ni
 
 
 def test_what_cannot_be_compared_is_not_shown_side_by_side(program, tmp_path):
-    """One size of images in each figure, and a trajectory of preconditioned models only of such."""
+    """One size of images in each figure, and preconditioned models in figures of their own."""
     make_run(tmp_path / "a", "linear", "noise")
     make_run(tmp_path / "b", "quad", "noise", size=16)
     make_run(tmp_path / "c", "cosine", "noise", **MIN_SNR)
-    run = program(FIGURES, "--runs", "a", "b", "c", "--out", "out", "--parametrization", "preconditioned")
+    run = program(FIGURES, "--runs", "a", "b", "c", "--out", "out")
     assert run.returncode == 0, run.stderr
     said = [line for line in run.stdout.splitlines() if "image_resolution" in line]
-    assert len(said) == 1 and said[0].endswith(f"for {LOSSES}")
+    assert len(said) == 1 and said[0].endswith(f"for {LOSSES}, {TRAJECTORIES}")
     assert "8 in a/predictor_noise/beta_linear/11-24-120000 and 16 in b/predictor_noise/beta_quad" in said[0]
     made = {path.name for path in (tmp_path / "out").rglob("*.*")}
-    assert made == {"schedules.svg", "trajectories.png", "predictor_samples_preconditioned.png", "runs.csv"}
-    (row,) = shown(tmp_path / "out" / TRAJECTORIES, 1, 10)
+    preconditioned = {"trajectories_preconditioned.png", "predictor_samples_preconditioned.png"}
+    assert made == {"schedules.svg", "runs.csv", *preconditioned}
+    (row,) = shown(tmp_path / "out/figures/trajectories_preconditioned.png", 1, 10)
     assert same(row, chain_of(tmp_path / "c/predictor_noise/beta_cosine/11-24-120000", 1)[STATIONS, 0])
 
 
@@ -447,3 +455,25 @@ def test_ctrl_c_ends_in_one_line_and_leaves_whole_files(program, nine, tmp_path,
     assert run.returncode == 130
     assert run.stderr == "figures.py: error: stopped; the files named above are whole"
     assert {path.name for path in (tmp_path / "out").rglob("*.*")} == {"schedules.svg", "runs.csv"}
+
+
+def test_task_1_is_taken_over_and_what_the_report_shows_of_others_is_named(program, tmp_path):
+    (tmp_path / "roll").mkdir()
+    names = ["swiss_roll.json", *(f"swiss_roll_{name}.png" for name in ("q_sample", "loss", "samples"))]
+    for name in names:
+        (tmp_path / "roll" / name).write_text(f"{name} of this run")
+    (tmp_path / "runs").mkdir()
+    make_run(tmp_path / "runs", "linear", "noise", step=50)
+    make_run(tmp_path / "runs", "quad", "noise", step=100)
+    (tmp_path / "out/tables").mkdir(parents=True)
+    (tmp_path / "out/tables/study.csv").touch()
+    run = program(FIGURES, "--runs", "runs", "--out", "out", "--roll", "roll")
+    assert run.returncode == 0, run.stderr
+    for name in names:
+        folder = "tables" if name.endswith("json") else "figures"
+        assert (tmp_path / "out" / folder / name).read_text() == f"{name} of this run"
+    old = [line for line in run.stdout.splitlines() if line.startswith("old")]
+    assert old == ["old: out/tables/study.csv, which the report shows, is not from these runs"]
+    assert f"note: the runs of {TRAJECTORIES} differ in steps: 50, 100" in run.stdout
+    run = program(FIGURES, "--runs", "runs", "--out", "out", "--roll", "nowhere")
+    assert refused(run, "nowhere/swiss_roll.json")
