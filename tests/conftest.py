@@ -63,10 +63,12 @@ def pytest_runtest_protocol(item, nextitem):
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
-    """Every test starts from the same random state, whichever ran before."""
+def _alike():
+    """Every test starts from the same random state and drawing settings, whichever ran before."""
     np.random.seed(0)
     torch.manual_seed(0)
+    with matplotlib.rc_context():
+        yield
 
 
 @pytest.fixture
