@@ -50,12 +50,14 @@ def listings(text: str) -> dict[str, str]:
     """The code of every `listing("file.py", "name")` that a Typst source names, by "file.py:name".
 
     Raises:
-        ValueError: when there is no such file or definition.
+        ValueError: when there is no such file or definition, or the file does not parse.
     """
     codes = {}
     for file, name in re.findall(r'listing\(\s*"([^"]+)",\s*"([^"]+)"', text):
         try:
             codes[f"{file}:{name}"] = definitions((ROOT / file).read_text(encoding="utf-8"))[name]
+        except SyntaxError as error:
+            raise ValueError(f"{file} is no Python: {error}") from None
         except (OSError, KeyError):
             raise ValueError(f"report.typ lists {name} of {file}, which is not there") from None
     return codes

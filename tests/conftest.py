@@ -9,14 +9,15 @@ the same task. A test file therefore says `from ddpm import DiffusionModule`, li
 folder, and the order of the tests does not matter.
 """
 
+import importlib.util
 import re
 import runpy
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -69,6 +70,21 @@ def _alike():
     torch.manual_seed(0)
     with matplotlib.rc_context():
         yield
+
+
+@pytest.fixture
+def load_report(request) -> Callable[[str], ModuleType]:
+    """Import a program of report/ by its name; what it puts on `sys.path` is taken off again."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, request.config.rootpath / "report" / f"{name}.py")
+        program = importlib.util.module_from_spec(spec)
+        path = sys.path.copy()
+        spec.loader.exec_module(program)
+        sys.path[:] = path
+        return program
+
+    return load
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """report/figures.py: what it shows is what the runs hold, and what is not there is named."""
 
 import csv
-import importlib.util
 import io
 import json
 import re
 import shutil
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -33,13 +31,8 @@ MIN_SNR = {"parametrization": "preconditioned", "loss_weight": "min-snr"}
 
 
 @pytest.fixture
-def figures(request):
-    spec = importlib.util.spec_from_file_location("figures", request.config.rootpath / "report/figures.py")
-    module = importlib.util.module_from_spec(spec)
-    path = sys.path.copy()
-    spec.loader.exec_module(module)
-    sys.path[:] = path
-    return module
+def figures(load_report):
+    return load_report("figures")
 
 
 def make_run(place, mode, predictor, name="11-24-120000", step=100, size=SIZE, weights=0, **config):

@@ -1,7 +1,6 @@
 """The programs of report/ that work on Task 2."""
 
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -33,23 +32,14 @@ except KeyboardInterrupt:
 """
 
 
-def load(request, name):
-    spec = importlib.util.spec_from_file_location(name, request.config.rootpath / "report" / f"{name}.py")
-    program = importlib.util.module_from_spec(spec)
-    path = sys.path.copy()
-    spec.loader.exec_module(program)
-    sys.path[:] = path
-    return program
+@pytest.fixture
+def explain(load_report):
+    return load_report("explain_predictors")
 
 
 @pytest.fixture
-def explain(request):
-    return load(request, "explain_predictors")
-
-
-@pytest.fixture
-def study(request):
-    return load(request, "study")
+def study(load_report):
+    return load_report("study")
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)

@@ -1,21 +1,14 @@
 """The report: its listings are the sources, its numbers are the tables', and the PDF that lies there is of today."""
 
-import importlib.util
 import re
 import shutil
-import sys
 
 import pytest
 
 
 @pytest.fixture
-def build(request):
-    path = sys.path.copy()
-    spec = importlib.util.spec_from_file_location("build", request.config.rootpath / "report/build.py")
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    sys.path[:] = path
-    return program
+def build(load_report):
+    return load_report("build")
 
 
 @pytest.fixture
@@ -106,6 +99,12 @@ def test_the_numbers_of_the_text_are_those_of_the_tables(copied):
         after = pages(copied)
         assert len(after) != len(before) or any(a != b for a, b in zip(after, before, strict=True)), path
         path.write_text(text)
+
+
+def test_a_source_that_does_not_parse_is_named(copied):
+    (copied.ROOT / "image_diffusion_todo/model.py").write_text("def broken(:\n")
+    with pytest.raises(ValueError, match=r"image_diffusion_todo/model\.py is no Python: .*line 1"):
+        copied.sources()
 
 
 def test_no_measured_number_is_typed_into_the_text(build):

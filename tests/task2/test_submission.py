@@ -3,13 +3,11 @@
 Most tests work on a small tree of their own, whose programs are a line each; two run the project's.
 """
 
-import importlib.util
 import io
 import os
 import pickle
 import re
 import stat
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -45,13 +43,8 @@ def content_of(name):
 
 
 @pytest.fixture
-def submission(request):
-    spec = importlib.util.spec_from_file_location("submission", request.config.rootpath / "report/submission.py")
-    program = importlib.util.module_from_spec(spec)
-    path = sys.path.copy()
-    spec.loader.exec_module(program)
-    sys.path[:] = path
-    return program
+def submission(load_report):
+    return load_report("submission")
 
 
 @pytest.fixture
