@@ -117,7 +117,7 @@ def one_run(setting: tuple[str, str, str, str, int], args: argparse.Namespace, c
         raise OutOfTime
     (checkpoint,) = place.glob("results/*/*/*/last.ckpt")
     method = sampler_of(predictor, parametrization)
-    samples = place / f"samples-{args.train_num_steps}-{method}"
+    samples = place / f"samples-{args.train_num_steps}-{args.num_samples}-{method}"
     command = [PROGRAMS / "sampling.py", "--ckpt_path", checkpoint, "--save_dir", samples]
     command += ["--num_samples", args.num_samples, "--sample_method", method]
     run(command, place, clock)
@@ -187,13 +187,14 @@ def main() -> None:
                 raise OutOfTime
             try:
                 distance = one_run(setting, args, clock)
+                row = *key, f"{distance:.4f}"
                 with writing:
-                    rows.append(dict(zip(COLUMNS, (*key, f"{distance:.4f}"), strict=True)))
+                    rows.append(dict(zip(COLUMNS, row, strict=True)))
                     write_table(out, rows)
             except BaseException:
                 clock.stopped.set()  # the other runs are saved, and none is begun
                 raise
-            print(*rows[-1].values(), flush=True)
+            print(*row, flush=True)
 
         wanted = {}
         for form, predictor, mode, seed in itertools.product(FORMS, args.predictors, args.modes, args.seeds):
