@@ -81,8 +81,9 @@ class Loop:
         torch.manual_seed(args.seed)
         self.ddpm = build_model(args, data.num_classes).to(device)
         network = self.ddpm.network
+        bf16 = "bf16" in levers and speed.uses_bf16("auto", device)
         if "channels last" in levers:
-            speed.prepare(network, device)
+            speed.prepare(network, device, bf16)
         self.ema = EMA(network, args.ema_decay)
         weights = list(network.parameters())
         if "one-kernel Adam" in levers:
@@ -90,7 +91,6 @@ class Loop:
         else:
             self.optimizer = torch.optim.Adam(weights, lr=args.learning_rate)
         called = speed.compiled(network) if "compiled" in levers else network
-        bf16 = "bf16" in levers and speed.uses_bf16("auto", device)
         self.learner = DiffusionModule(called, self.ddpm.var_scheduler, args.predictor, bf16)
         self.images = self._images(data)
         self.steps = 0

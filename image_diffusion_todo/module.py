@@ -106,9 +106,9 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.group_norm(x)
+        # [B, 1 head, HW, C], and so in memory too: the fused kernels, which keep no HW x HW matrix, take no other.
         q, k, v = (
-            proj(h).flatten(2).transpose(1, 2)[:, None]  # [B, 1 head, HW, C]
-            for proj in (self.proj_q, self.proj_k, self.proj_v)
+            proj(h).flatten(2).transpose(1, 2)[:, None].contiguous() for proj in (self.proj_q, self.proj_k, self.proj_v)
         )
         h = F.scaled_dot_product_attention(q, k, v)
         return x + self.proj(h[:, 0].transpose(1, 2).reshape(x.shape))

@@ -186,7 +186,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
             print(f"{args.num_samples - len(missing)} of {args.num_samples} images are there already")
     missing = processes.from_first(missing)[processes.share]
 
-    speed.prepare(ddpm, device)
+    speed.prepare(ddpm, device, ddpm.bf16)
     num_batches = -(-len(missing) // args.batch_size)
     compiles = speed.compiles(args.compile, device, num_batches * num_steps)
     if compiles:

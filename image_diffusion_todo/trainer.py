@@ -141,7 +141,8 @@ class Trainer:
     ):
         self.args, self.folder, self.device = args, folder, device
         self.processes = processes or Processes()
-        self.ddpm = speed.prepare(build_model(args, num_classes), device)
+        bf16 = speed.uses_bf16(args.precision, device)
+        self.ddpm = speed.prepare(build_model(args, num_classes), device, bf16)
         self.ddpm.network.activation_checkpointing = args.activation_checkpointing
         network = self.ddpm.network
         self.weights = list(network.parameters())
@@ -155,7 +156,6 @@ class Trainer:
             alone = args.accumulate == 1 and self.processes.size == 1
             network, averaged = speed.compiled(network, cuda_graph=alone), speed.compiled(averaged)
         # Modules around the same weights: `ddpm` and `ema` hold them, these are what is called.
-        bf16 = speed.uses_bf16(args.precision, device)
         self.learner = around(network, self.ddpm.var_scheduler, args, bf16)
         self.sampler = around(averaged, self.ddpm.var_scheduler, args, bf16)
         self.optimizer = speed.adam(self.weights, args.learning_rate, device)

@@ -13,8 +13,6 @@ CPU set OMP_NUM_THREADS to the cores of each. `DIR/eval` must hold the validatio
 """
 
 import argparse
-import csv
-import io
 import itertools
 import json
 import signal
@@ -27,9 +25,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "image_diffusion_todo"
-sys.path.insert(0, str(PROGRAMS))
+sys.path[:0] = [str(PROGRAMS), str(Path(__file__).resolve().parent)]
 
-from files import replacing
+from csv_table import read_table, write_table
 from options import OneLineParser, errors_in_one_line, integer_from, number_between, writable_file
 from scheduler import MODES, PREDICTORS
 
@@ -39,7 +37,7 @@ SMALL = (
     "--num_diffusion_train_timesteps 100 --beta_1 1e-3 --beta_T 0.2 --batch_size 16 --learning_rate 1e-3 "
     "--ema_decay 0.995 --max_num_images_per_cat -1"
 )
-FORMS = (("direct", "none"), ("preconditioned", "min-snr"))
+FORMS = {"direct": "none", "preconditioned": "min-snr"}  # and the loss weight of each
 COLUMNS = ("mode", "predictor", "parametrization", "loss_weight", "seed", "steps", "images", "sampler", "fid768")
 
 
@@ -129,34 +127,6 @@ def one_run(setting: tuple[str, str, str, str, int], args: argparse.Namespace, c
     return json.loads(result.read_text())["distance"]
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a table that `write_table` wrote; none where there is no file.
-
-    Raises:
-        ValueError: for another file.
-    """
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise ValueError(
-            f"argument --out: {path} is another table; one of a study has the columns {', '.join(COLUMNS)}"
-        )
-    return rows
-
-
-def write_table(path: Path, rows: list[dict[str, str]]) -> None:
-    """The table, whole or as it was."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with replacing(path) as file:
-        file.write(table.getvalue().encode())
-
-
 def main() -> None:
     """The program."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -172,13 +142,14 @@ def main() -> None:
     add("--seeds", type=integer_from(0), nargs="+", default=[63], metavar="N", help="(default: 63)")
     add("--modes", choices=MODES, nargs="+", default=MODES, help="schedules (default: all)")
     add("--predictors", choices=PREDICTORS, nargs="+", default=PREDICTORS, help="predictors (default: all)")
+    add("--forms", choices=FORMS, nargs="+", default=[*FORMS], help="what the network gives (default: both)")
     add("--minutes", type=number_between(0, 1e4), default=1e4, metavar="M", help="when to stop (default: when done)")
     args = parser.parse_args()
     clock = Clock(args.minutes)
     with errors_in_one_line(if_stopped="stopped; the same command goes on"):
         args.work_dir.mkdir(parents=True, exist_ok=True)
         out = args.out or args.work_dir / "study.csv"
-        rows = read_table(out)
+        rows = read_table(out, COLUMNS)
         done = {tuple(row[name] for name in COLUMNS[:8]) for row in rows}
         writing = threading.Lock()
 
@@ -190,16 +161,16 @@ def main() -> None:
                 row = *key, f"{distance:.4f}"
                 with writing:
                     rows.append(dict(zip(COLUMNS, row, strict=True)))
-                    write_table(out, rows)
+                    write_table(out, COLUMNS, rows)
             except BaseException:
                 clock.stopped.set()  # the other runs are saved, and none is begun
                 raise
             print(*row, flush=True)
 
         wanted = {}
-        for form, predictor, mode, seed in itertools.product(FORMS, args.predictors, args.modes, args.seeds):
-            sampler = sampler_of(predictor, form[0])
-            setting = mode, predictor, *form, seed
+        for form, predictor, mode, seed in itertools.product(args.forms, args.predictors, args.modes, args.seeds):
+            sampler = sampler_of(predictor, form)
+            setting = mode, predictor, form, FORMS[form], seed
             wanted[tuple(map(str, (*setting, args.train_num_steps, args.num_samples, sampler)))] = setting
         if there := done & wanted.keys():
             print(f"{len(there)} of {len(wanted)} runs are in {out} already, with these steps and seeds")

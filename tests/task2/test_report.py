@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,5 +225,80 @@ def test_ctrl_c_reaches_each_run_of_the_study_once(request, tmp_path):
 def test_a_table_of_something_else_is_not_gone_on_with(program, tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     run = program("../report/study.py", "--data_root", "d", "--work_dir", "w", "--out", "t.csv")
-    assert refused(run, "t.csv is another table; one of a study has the columns mode, predictor")
+    assert refused(run, "t.csv is another table; this one has the columns mode, predictor")
     assert (tmp_path / "t.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_a_study_of_one_form_or_several_seeds(study, tmp_path, monkeypatch):
+    settings = []
+    monkeypatch.setattr(study, "one_run", lambda setting, args, clock: settings.append(setting) or 1.0)
+    arguments = ["study.py", "--data_root", "data", "--work_dir", str(tmp_path), "--forms", "preconditioned"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--seeds", "63", "64", "--modes", "quad", "--predictors", "x0"])
+    study.main()
+    assert settings == [("quad", "x0", "preconditioned", "min-snr", seed) for seed in (63, 64)]
+
+
+@pytest.fixture
+def small_chain(tmp_path):
+    """A checkpoint with a chain of 12 steps, `model.ckpt`, and images to compare with."""
+    write_drawn_set(tmp_path / "afhq", 2)
+    torch.manual_seed(0)
+    network = awake(UNet(T=12, image_resolution=8, ch=32, ch_mult=[1], attn=[0], num_res_blocks=1))
+    DiffusionModule(network, DDPMScheduler(12, 1e-3, 0.3), "x0").save(tmp_path / "model.ckpt")
+    return [
+        "sampling_steps.py",
+        "--ckpt_path",
+        "model.ckpt",
+        "--data_root",
+        "afhq",
+        "--save_dir",
+        "s",
+        "--out",
+        "t.csv",
+    ]
+
+
+def test_every_way_of_sampling_is_measured_and_none_twice(load_report, small_chain, tmp_path, monkeypatch):
+    """With sampling.py itself, in this process; the distance is that of a stand-in, which counts the images."""
+    steps = load_report("sampling_steps")
+    monkeypatch.chdir(tmp_path)
+    ran = []
+
+    def run(name, *arguments):
+        arguments = list(map(str, arguments))
+        ran.append(name)
+        if name == "sampling.py":
+            import sampling
+
+            with ExitStack() as cleanup:
+                sampling.sample(sampling.parse_arguments(arguments), cleanup)
+        else:
+            images = list(Path(arguments[1]).iterdir())
+            result = {"distance": float(len(images)), "name": "FID-" + arguments[arguments.index("--dims") + 1]}
+            Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(result))
+            if len(ran) == 5:
+                raise ValueError("as a failure would be")
+
+    def rows():
+        with Path("t.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    monkeypatch.setattr(steps, "run", run)
+    settings = ["--steps", "3", "5", "50", "--num_samples", "4", "--dims", "64"]
+    monkeypatch.setattr(sys, "argv", [*small_chain, *settings])
+    with pytest.raises(SystemExit):
+        steps.main()
+    assert len(ran) == 5 and len(rows()) == 2
+    steps.main()
+    ways = [("real images", 0), ("dpm", 3), ("ddim", 3), ("dpm", 5), ("ddim", 5), ("ddpm", 12)]
+    assert [(row["sample_method"], int(row["steps"])) for row in rows()] == ways
+    assert {(row["images"], row["distance"], row["name"]) for row in rows()} == {("4", "4.0000", "FID-64")}
+    assert sorted(path.name for path in Path("s").iterdir()) == ["ddim-3", "ddim-5", "ddpm-12", "dpm-3", "dpm-5"]
+    before = len(ran)
+    steps.main()
+    assert len(ran) == before
+
+
+def test_a_floor_needs_as_many_real_images(program, small_chain):
+    run = program("../report/sampling_steps.py", *small_chain[1:], "--num_samples", 7)
+    assert refused(run, "argument --num_samples: afhq/train has only 6 images to compare with")

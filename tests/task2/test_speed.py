@@ -9,12 +9,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import speed
 import train
 from dataset import AFHQDataModule
 from drawn_faces import write_drawn_set
 from model import DiffusionModule
+from module import AttnBlock
 from network import UNet
 from oracles import awake, max_difference
 from processes import PROGRAMS
@@ -97,10 +99,31 @@ def test_the_order_of_bytes_changes_nothing():
     loss, gradient = loss_and_gradient(ddpm)
     ddpm.network.zero_grad()
     speed.prepare(ddpm, CPU)
-    assert ddpm.network.head.weight.is_contiguous(memory_format=torch.channels_last)
+    assert is_channels_last(ddpm.network)
     loss_cl, gradient_cl = loss_and_gradient(ddpm)
     assert loss_cl == pytest.approx(loss, rel=1e-6)
     assert max_difference(gradient, gradient_cl) < 1e-5 * gradient.abs().max().item()
+
+
+def is_channels_last(network):
+    return network.head.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", True), ("bf16", False)])
+def test_a_run_on_a_cpu_has_the_order_of_bytes_that_is_fast_there(tmp_path, precision, expected):
+    trainer = trainer_with(tmp_path, "--precision", precision)
+    assert is_channels_last(trainer.ddpm.network) is is_channels_last(trainer.ema.network) is expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_attention_never_writes_out_its_matrix_of_weights(order, dtype):
+    """In either order of bytes, with gradients: a kernel that would is not allowed here, and one must be found."""
+    block = AttnBlock(32).to(dtype=dtype, memory_format=order)
+    x = torch.randn(2, 32, 8, 8, dtype=dtype).contiguous(memory_format=order).requires_grad_()
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        block(x).sum().backward()
+    assert x.grad.isfinite().all()
 
 
 def test_one_kernel_adam_is_adam():
@@ -241,12 +264,12 @@ def test_the_benchmark_of_training_measures_all_levers_of_this_device(program, t
 
 
 def test_the_benchmark_of_memory_sees_that_activations_are_not_kept(tmp_path):
-    command = [sys.executable, PROGRAMS.parent / "benchmarks/memory.py", "--ch", "32", "--batch_size", "16"]
+    command = [sys.executable, PROGRAMS.parent / "benchmarks/memory.py", "--ch", "32", "--batch_size", "48"]
     run = subprocess.run([*command, "--image_resolution", "32"], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     _, _, row = run.stdout.splitlines()
     size, batch, kept, twice, _ = (cell.strip() for cell in row.strip("|").split("|"))
-    assert (size, batch) == ("32x32", "16") and float(twice) < 0.85 * float(kept)
+    assert (size, batch) == ("32x32", "48") and float(twice) < 0.75 * float(kept)
 
 
 @pytest.mark.slow
