@@ -4,7 +4,8 @@
 
 Each number of --steps is tried with both solvers; the last row is DDPM's whole chain. The first row of the table is the
 floor: as many real training images, drawn at random, against the same validation images. `DIR/eval` must hold these at
-the size of the model (`dataset.py --image_resolution`). Stopped and called again, it goes on.
+the size of the model (`dataset.py --image_resolution`). What the FID program said lies beside the samples, for
+`figures.py --fid`. Stopped and called again, it goes on.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +25,7 @@ from checkpoint import read_checkpoint
 from csv_table import read_table, write_table
 from images import list_images, read_image, resize
 from options import OneLineParser, errors_in_one_line, integer_from, writable_file
+from samplers import METHODS
 
 COLUMNS = ("sample_method", "steps", "images", "distance", "name")
 REAL = "real images"  # in place of a method
@@ -35,16 +38,14 @@ def run(*command: object) -> None:
         raise ValueError(f"{command[0]} failed with code {done.returncode}")
 
 
-def distance(gt_dir: Path, gen_dir: Path, dims: int) -> tuple[str, str]:
-    """The value and name that fid/measure_fid.py finds."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "fid.json"
-        run("fid/measure_fid.py", gt_dir.resolve(), gen_dir.resolve(), "--dims", dims, "--json", result)
-        found = json.loads(result.read_text())
+def distance(gt_dir: Path, gen_dir: Path, dims: int, result: Path) -> tuple[str, str]:
+    """The value and name that fid/measure_fid.py finds and writes to `result`."""
+    run("fid/measure_fid.py", gt_dir.resolve(), gen_dir.resolve(), "--dims", dims, "--json", result.resolve())
+    found = json.loads(result.read_text())
     return f"{found['distance']:.4f}", found["name"]
 
 
-def floor(data_root: Path, number: int, resolution: int, dims: int) -> tuple[str, str]:
+def floor(data_root: Path, number: int, resolution: int, dims: int, result: Path) -> tuple[str, str]:
     """The distance of so many real training images, drawn at random, from the validation images.
 
     Raises:
@@ -56,12 +57,13 @@ def floor(data_root: Path, number: int, resolution: int, dims: int) -> tuple[str
     with tempfile.TemporaryDirectory() as folder:
         for i, file in enumerate(random.Random(0).sample(files, number)):
             resize(read_image(file), resolution).save(Path(folder) / f"{i}.png")
-        return distance(data_root / "eval", Path(folder), dims)
+        return distance(data_root / "eval", Path(folder), dims, result)
 
 
-def ways(steps: list[int], T: int) -> list[tuple[str, int]]:
-    """The methods and numbers of steps to measure, those that take longest last; a chain of T steps has no more."""
-    return [(method, n) for n in steps if n <= T for method in ("dpm", "ddim")] + [("ddpm", T)]
+def ways(methods: Collection[str], steps: Iterable[int], T: int) -> list[tuple[str, int]]:
+    """What to measure, what takes longest last: the solvers with each number of steps up to T, and the whole chain."""
+    solvers = [(method, n) for n in sorted(steps) if n <= T for method in ("dpm", "ddim")]
+    return [way for way in [*solvers, ("ddpm", T)] if way[0] in methods]
 
 
 def main() -> None:
@@ -75,6 +77,7 @@ def main() -> None:
     default = [20, 50, 100, 250, 1000]
     what = f"network calls of the solvers (default: {' '.join(map(str, default))}; none beyond the model's T)"
     add("--steps", type=integer_from(1), nargs="*", default=default, metavar="N", help=what)
+    add("--methods", choices=METHODS, nargs="+", default=METHODS, help="ways of sampling (default: all)")
     add("--num_samples", type=integer_from(2), default=500, metavar="N", help="images for each way (default: 500)")
     add("--dims", type=int, default=2048, metavar="D", help="features of the distance (default: 2048)")
     args = parser.parse_args()
@@ -83,18 +86,21 @@ def main() -> None:
         rows = read_table(args.out, COLUMNS)
         done = {tuple(row[name] for name in COLUMNS[:3]) for row in rows}
 
-        for method, steps in [(REAL, 0), *ways(args.steps, network["T"])]:
+        for method, steps in [(REAL, 0), *ways(args.methods, args.steps, network["T"])]:
             key = method, str(steps), str(args.num_samples)
             if key in done:
                 continue
+            place = args.save_dir / f"{args.num_samples}"
+            place.mkdir(parents=True, exist_ok=True)
             if method == REAL:
-                found = floor(args.data_root, args.num_samples, network["image_resolution"], args.dims)
+                resolution = network["image_resolution"]
+                found = floor(args.data_root, args.num_samples, resolution, args.dims, place / "real.json")
             else:
-                folder = (args.save_dir / f"{method}-{steps}").resolve()
+                folder = (place / f"{method}-{steps}").resolve()
                 command = ["sampling.py", "--ckpt_path", args.ckpt_path.resolve(), "--save_dir", folder]
                 command += ["--num_samples", args.num_samples, "--sample_method", method]
                 run(*command, "--num_inference_steps", steps)
-                found = distance(args.data_root / "eval", folder, args.dims)
+                found = distance(args.data_root / "eval", folder, args.dims, place / f"{folder.name}.json")
             rows.append(dict(zip(COLUMNS, (*key, *found), strict=True)))
             write_table(args.out, COLUMNS, rows)
             print(*key, *found, flush=True)

@@ -293,10 +293,16 @@ def test_every_way_of_sampling_is_measured_and_none_twice(load_report, small_cha
     ways = [("real images", 0), ("dpm", 3), ("ddim", 3), ("dpm", 5), ("ddim", 5), ("ddpm", 12)]
     assert [(row["sample_method"], int(row["steps"])) for row in rows()] == ways
     assert {(row["images"], row["distance"], row["name"]) for row in rows()} == {("4", "4.0000", "FID-64")}
-    assert sorted(path.name for path in Path("s").iterdir()) == ["ddim-3", "ddim-5", "ddpm-12", "dpm-3", "dpm-5"]
+    names = ["ddim-3", "ddim-5", "ddpm-12", "dpm-3", "dpm-5"]
+    assert sorted(path.name for path in Path("s/4").glob("*-*") if path.is_dir()) == names
+    assert sorted(path.stem for path in Path("s/4").glob("*.json")) == [*names, "real"]
     before = len(ran)
     steps.main()
     assert len(ran) == before
+    few = ["--steps", "5", "--methods", "dpm", "--num_samples", "2", "--dims", "64"]
+    monkeypatch.setattr(sys, "argv", [*small_chain, *few])
+    steps.main()
+    assert [(row["sample_method"], row["images"]) for row in rows()[6:]] == [("real images", "2"), ("dpm", "2")]
 
 
 def test_a_floor_needs_as_many_real_images(program, small_chain):
