@@ -6,8 +6,9 @@
 
 The plain loop is what one writes first: images decoded in every epoch, attention as softmax(q k) v written out,
 PyTorch's default Adam and memory order, float32, and the loss read from the device in every step. Then one lever after
-the other is added; the last row is train.py's own `Trainer`. All rows run in one process and take turns, so that a busy
-machine slows all of them; a figure is the median of its turns.
+the other is added (on a CPU, that of bfloat16 takes the order of channels back, see `speed.prepare`); the last row is
+train.py's own `Trainer`. All rows run in one process and take turns, so that a busy machine slows all of them; a figure
+is the median of its turns.
 """
 
 import argparse

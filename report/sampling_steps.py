@@ -5,7 +5,7 @@
 Each number of --steps is tried with both solvers; the last row is DDPM's whole chain. The first row of the table is the
 floor: as many real training images, drawn at random, against the same validation images. `DIR/eval` must hold these at
 the size of the model (`dataset.py --image_resolution`). What the FID program said lies beside the samples, for
-`figures.py --fid`. Stopped and called again, it goes on.
+`figures.py --fid`. Stopped and called again, it goes on. A table is about one model.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from checkpoint import read_checkpoint
 from csv_table import read_table, write_table
 from images import list_images, read_image, resize
 from options import OneLineParser, errors_in_one_line, integer_from, writable_file
-from samplers import METHODS
+from samplers import METHODS, build_sampler
+from scheduler import DDPMScheduler
 
 COLUMNS = ("sample_method", "steps", "images", "distance", "name")
 REAL = "real images"  # in place of a method
@@ -45,7 +46,7 @@ def distance(gt_dir: Path, gen_dir: Path, dims: int, result: Path) -> tuple[str,
     return f"{found['distance']:.4f}", found["name"]
 
 
-def floor(data_root: Path, number: int, resolution: int, dims: int, result: Path) -> tuple[str, str]:
+def floor(data_root: Path, number: int, resolution: int, dims: int) -> tuple[str, str]:
     """The distance of so many real training images, drawn at random, from the validation images.
 
     Raises:
@@ -55,15 +56,23 @@ def floor(data_root: Path, number: int, resolution: int, dims: int, result: Path
     if len(files) < number:
         raise ValueError(f"argument --num_samples: {data_root / 'train'} has only {len(files)} images to compare with")
     with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder) / "images"
+        images.mkdir()
         for i, file in enumerate(random.Random(0).sample(files, number)):
-            resize(read_image(file), resolution).save(Path(folder) / f"{i}.png")
-        return distance(data_root / "eval", Path(folder), dims, result)
+            resize(read_image(file), resolution).save(images / f"{i}.png")
+        return distance(data_root / "eval", images, dims, Path(folder) / "fid.json")
 
 
-def ways(methods: Collection[str], steps: Iterable[int], T: int) -> list[tuple[str, int]]:
-    """What to measure, what takes longest last: the solvers with each number of steps up to T, and the whole chain."""
-    solvers = [(method, n) for n in sorted(steps) if n <= T for method in ("dpm", "ddim")]
-    return [way for way in [*solvers, ("ddpm", T)] if way[0] in methods]
+def ways(methods: Collection[str], steps: Iterable[int], scheduler: DDPMScheduler) -> dict[tuple[str, int], int]:
+    """What to measure, what takes longest last: the solvers with each number of steps up to T, and the whole chain.
+
+    Returns:
+        For each method and number of steps that it takes, the number to ask for. They differ where a solver is asked
+        for nearly all timesteps, since it begins at the last one with a trace of the image (`first_timestep`).
+    """
+    T = scheduler.num_train_timesteps
+    wanted = [(method, n) for n in sorted(steps) if n <= T for method in ("dpm", "ddim")] + [("ddpm", T)]
+    return {(name, len(build_sampler(scheduler, "x0", name, n).steps)): n for name, n in wanted if name in methods}
 
 
 def main() -> None:
@@ -76,31 +85,33 @@ def main() -> None:
     add("--out", type=writable_file, required=True, metavar="FILE", help="the table")
     default = [20, 50, 100, 250, 1000]
     what = f"network calls of the solvers (default: {' '.join(map(str, default))}; none beyond the model's T)"
-    add("--steps", type=integer_from(1), nargs="*", default=default, metavar="N", help=what)
+    add("--steps", type=integer_from(1), nargs="+", default=default, metavar="N", help=what)
     add("--methods", choices=METHODS, nargs="+", default=METHODS, help="ways of sampling (default: all)")
     add("--num_samples", type=integer_from(2), default=500, metavar="N", help="images for each way (default: 500)")
     add("--dims", type=int, default=2048, metavar="D", help="features of the distance (default: 2048)")
     args = parser.parse_args()
     with errors_in_one_line(if_stopped="stopped; the same command goes on"):
-        network = read_checkpoint(args.ckpt_path)["network"]
+        checkpoint = read_checkpoint(args.ckpt_path)
+        to_measure = ways(args.methods, args.steps, DDPMScheduler(**checkpoint["var_scheduler"]))
         rows = read_table(args.out, COLUMNS)
+        name = "FID" if args.dims == 2048 else f"FID-{args.dims}"
+        if others := {row["name"] for row in rows} - {name}:
+            raise ValueError(f"argument --dims: {args.out} has {', '.join(others)}, which {name} cannot stand beside")
         done = {tuple(row[name] for name in COLUMNS[:3]) for row in rows}
 
-        for method, steps in [(REAL, 0), *ways(args.methods, args.steps, network["T"])]:
+        for method, steps in [(REAL, 0), *to_measure]:
             key = method, str(steps), str(args.num_samples)
             if key in done:
                 continue
-            place = args.save_dir / f"{args.num_samples}"
-            place.mkdir(parents=True, exist_ok=True)
             if method == REAL:
-                resolution = network["image_resolution"]
-                found = floor(args.data_root, args.num_samples, resolution, args.dims, place / "real.json")
+                resolution = checkpoint["network"]["image_resolution"]
+                found = floor(args.data_root, args.num_samples, resolution, args.dims)
             else:
-                folder = (place / f"{method}-{steps}").resolve()
+                folder = (args.save_dir / str(args.num_samples) / f"{method}-{steps}").resolve()
                 command = ["sampling.py", "--ckpt_path", args.ckpt_path.resolve(), "--save_dir", folder]
                 command += ["--num_samples", args.num_samples, "--sample_method", method]
-                run(*command, "--num_inference_steps", steps)
-                found = distance(args.data_root / "eval", folder, args.dims, place / f"{folder.name}.json")
+                run(*command, "--num_inference_steps", to_measure[method, steps])
+                found = distance(args.data_root / "eval", folder, args.dims, folder.with_suffix(".json"))
             rows.append(dict(zip(COLUMNS, (*key, *found), strict=True)))
             write_table(args.out, COLUMNS, rows)
             print(*key, *found, flush=True)

@@ -3,13 +3,14 @@
     python report/study.py --data_root DIR --work_dir DIR --minutes 60
     python report/study.py --data_root DIR --work_dir DIR --flags "--ch 64" --train_num_steps 20000
 
-Each of the 3 schedules x 3 predictors is trained twice: directly with the plain loss, and preconditioned with loss
-weights of min(SNR, 5). All runs have one seed, budget and network; the distance is that of 500 samples from the
-validation images. Samples take 20 steps of DPM-Solver, but where the network gives the mean itself: that leads to an
-image only through the whole chain, step by step. A row is added to the table when a run is done. After --minutes, or
-Ctrl-C, the runs of the moment are saved, and the same command goes on with them. `--jobs 2` runs two side by side; on a
-CPU set OMP_NUM_THREADS to the cores of each. `DIR/eval` must hold the validation images at the size of the model
-(`dataset.py --image_resolution`).
+Each of the 3 schedules x 3 predictors is trained in two forms: directly with the plain loss, and preconditioned with
+loss weights of min(SNR, 5). All runs have the same budget and network, and the same seed unless --seeds names several;
+the distance is that of 500 samples from the validation images. Samples take 20 steps of DPM-Solver, or with
+`--sample_method ddpm` the whole chain, as in the lab; where the network gives the mean itself, only the whole chain
+leads to an image. A row is added to the table when a run is done; what was trained already is only sampled. After
+--minutes, or Ctrl-C, the runs of the moment are saved, and the same command goes on with them. `--jobs 2` runs two side
+by side; on a CPU set OMP_NUM_THREADS to the cores of each. `DIR/eval` must hold the validation images at the size of
+the model (`dataset.py --image_resolution`).
 """
 
 import argparse
@@ -92,9 +93,9 @@ def run(command: list[object], cwd: Path, clock: Clock) -> str:
     return said
 
 
-def sampler_of(predictor: str, parametrization: str) -> str:
+def sampler_of(predictor: str, parametrization: str, wanted: str) -> str:
     """How a model is sampled: a mean that the network gives itself does not bear steps left out."""
-    return "ddpm" if (predictor, parametrization) == ("mean", "direct") else "dpm"
+    return "ddpm" if (predictor, parametrization) == ("mean", "direct") else wanted
 
 
 def one_run(setting: tuple[str, str, str, str, int], args: argparse.Namespace, clock: Clock) -> float:
@@ -114,14 +115,14 @@ def one_run(setting: tuple[str, str, str, str, int], args: argparse.Namespace, c
     if f"finished at step {args.train_num_steps}" not in said:
         raise OutOfTime
     (checkpoint,) = place.glob("results/*/*/*/last.ckpt")
-    method = sampler_of(predictor, parametrization)
+    method = sampler_of(predictor, parametrization, args.sample_method)
     samples = place / f"samples-{args.train_num_steps}-{args.num_samples}-{method}"
     command = [PROGRAMS / "sampling.py", "--ckpt_path", checkpoint, "--save_dir", samples]
     command += ["--num_samples", args.num_samples, "--sample_method", method]
     run(command, place, clock)
-    command = [PROGRAMS / "pictures.py", samples, "--out", place / "samples.png", "--count", 32]
+    command = [PROGRAMS / "pictures.py", samples, "--out", samples.with_suffix(".png"), "--count", 32]
     run(command, place, clock)
-    result = place / "fid.json"
+    result = samples.with_suffix(".json")  # what the FID program says of them
     command = [PROGRAMS / "fid/measure_fid.py", args.data_root.resolve() / "eval", samples, "--dims", 768]
     run([*command, "--json", result], place, clock)
     return json.loads(result.read_text())["distance"]
@@ -138,6 +139,8 @@ def main() -> None:
     add("--flags", default=SMALL, metavar="TEXT", help="of train.py, for all runs (default: a network for a CPU)")
     add("--train_num_steps", type=integer_from(1), default=3000, metavar="N", help="of each run (default: 3000)")
     add("--num_samples", type=integer_from(2), default=500, metavar="N", help="of each run (default: 500)")
+    what = "of the samples; the direct mean takes ddpm (default: dpm)"
+    add("--sample_method", choices=["dpm", "ddpm"], default="dpm", help=what)
     add("--jobs", type=integer_from(1), default=1, metavar="N", help="runs side by side (default: 1)")
     add("--seeds", type=integer_from(0), nargs="+", default=[63], metavar="N", help="(default: 63)")
     add("--modes", choices=MODES, nargs="+", default=MODES, help="schedules (default: all)")
@@ -169,7 +172,7 @@ def main() -> None:
 
         wanted = {}
         for form, predictor, mode, seed in itertools.product(args.forms, args.predictors, args.modes, args.seeds):
-            sampler = sampler_of(predictor, form)
+            sampler = sampler_of(predictor, form, args.sample_method)
             setting = mode, predictor, form, FORMS[form], seed
             wanted[tuple(map(str, (*setting, args.train_num_steps, args.num_samples, sampler)))] = setting
         if there := done & wanted.keys():

@@ -1,12 +1,19 @@
 """What the README says can be done, and what it shows, is there."""
 
+import csv
 import re
 import shlex
+from collections import Counter
 
+import numpy as np
 import pytest
 
+from scheduler import MODES, PREDICTORS
+
 INDENTED = re.compile(r"(?:^ {4}.*\n)+", re.MULTILINE)
-INLINE = re.compile(r"`(python [^`]+)`")
+COMMAND = re.compile(r"(?:\w+=\S+ )*(?:python|torchrun) .*\.py\b.*")
+MAKE = re.compile(r"make ([a-z-]+)")
+OF_TORCHRUN = {"--nproc_per_node"}
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +27,8 @@ def text(root):
 
 
 def commands(root, text):
-    """(folder, command) of each command of Python or torchrun; the folder is None where no `cd` came before."""
-    found = []
+    """(folder, command) of everything to be typed; the folder is None where no `cd` came before."""
+    found = [(None, command) for command in re.findall(r"`([^`\n]+)`", text)]
     for block in INDENTED.findall(text):
         place = None
         for line in block.replace("\\\n", " ").splitlines():
@@ -29,36 +36,47 @@ def commands(root, text):
                 words = command.split()
                 if words[:1] == ["cd"]:
                     place = root if words[1] == ".." else (place or root) / words[1]
-                elif words[:1] == ["python"] or "torchrun" in words:
-                    found.append((place, command))
-    return found + [(None, command) for command in INLINE.findall(text)]
+                found.append((place, command.strip()))
+    return found
 
 
-def program_of(root, place, words):
+def program_of(root, place, name):
     """The file that a command runs, from its folder, or else from the top or inside a task's folder."""
-    name = next((word for word in words if word.endswith(".py")), None)
-    if name is None:
-        return None
     places = [place] if place else [root, root / "image_diffusion_todo", root / "2d_plot_diffusion_todo"]
     paths = [path / name for path in places if (path / name).is_file()]
     assert paths, f"the README runs {name}, which is not there"
     return paths[0]
 
 
-def test_every_command_names_a_program_and_flags_that_it_has(root, text, program, task_folder):
+def known_flags(path, root, program):
+    """The flags of a program."""
+    source = path.read_text(encoding="utf-8")
+    if "from chamferdist" in source:  # a program of Task 1, whose modules have the names of this task's
+        return set(re.findall(r'add\("(--\w+)"', source))
+    said = program("/".join(["..", *path.relative_to(root).parts]), "--help").stdout
+    return set(re.findall(r"^ +(?:-\w, )?(--\w+)", said, re.MULTILINE))
+
+
+def test_every_command_names_a_program_and_flags_that_it_has(root, text, program):
     wanted = {}
     for place, command in commands(root, text):
-        words = [word.strip("[]") for word in shlex.split(command.replace("...", " "))]
-        path = program_of(root, place, words)
-        if path:
-            flags = {word for word in words if word.startswith("--") and word != "--nproc_per_node"}
+        if COMMAND.fullmatch(command):
+            words = [word.strip("[]") for word in shlex.split(command.replace("...", " "))]
+            path = program_of(root, place, next(word for word in words if word.endswith(".py")))
+            flags = {word for word in words if word.startswith("--")} - OF_TORCHRUN
             wanted[path] = wanted.get(path, set()) | flags
-    assert len(wanted) >= 12
+    assert len(wanted) >= 13
+    known = {path: known_flags(path, root, program) for path in wanted}
     for path, flags in wanted.items():
-        known = path.read_text(encoding="utf-8")
-        if "chamferdist" not in known:  # a program of Task 1, whose modules have the names of this task's
-            known = program("/".join(["..", *path.relative_to(root).parts]), "--help").stdout
-        assert flags <= set(re.findall(r"--\w+", known)), (path.name, flags)
+        assert flags <= known[path], (path.name, flags - known[path])
+    alone = {word for _, command in commands(root, text) for word in re.findall(r"^--\w+", command)}
+    assert len(alone) > 10 and alone <= set.union(*known.values()), alone - set.union(*known.values())
+
+
+def test_every_target_of_make_is_there(root, text):
+    targets = set(re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.MULTILINE))
+    wanted = {found[1] for _, command in commands(root, text) if (found := MAKE.match(command))}
+    assert len(wanted) >= 4 and wanted <= targets, wanted - targets
 
 
 def test_every_picture_and_file_that_it_links_to_is_there(root, text):
@@ -67,3 +85,48 @@ def test_every_picture_and_file_that_it_links_to_is_there(root, text):
     assert len(local) > 10
     for name in local:
         assert (root / name).is_file(), name
+
+
+def table_rows(text, first):
+    """The cells after the first, without marks of emphasis, of each row of a table that begins with `first`."""
+    lines = [line.replace("*", "").strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line] for line in lines]
+    return [cells[1:] for cells in rows if cells[0] == first]
+
+
+def read_csv(root, name):
+    with (root / "report/tables" / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_of_predictors_shows_the_study(root, text):
+    """The mean over seeds, by the whole chain and by the solver; the preconditioned predictors are one column."""
+    study = read_csv(root, "study.csv")
+    budget = Counter(row["steps"] for row in study).most_common(1)[0][0]
+    for mode in MODES:
+        columns = [("direct", [name]) for name in PREDICTORS] + [("preconditioned", PREDICTORS)]
+        expected = []
+        for parametrization, predictors in columns:
+            rows = [
+                row
+                for row in study
+                if (row["mode"], row["parametrization"], row["steps"]) == (mode, parametrization, budget)
+                and row["predictor"] in predictors
+            ]
+            found = {name: [float(row["fid768"]) for row in rows if row["sampler"] == name] for name in ("ddpm", "dpm")}
+            expected.append(" / ".join(f"{np.mean(values):.2f}" if values else "–" for values in found.values()))
+        assert expected in table_rows(text, mode), expected
+
+
+def test_the_table_of_step_counts_shows_what_was_measured(root, text):
+    measured = {}
+    for row in read_csv(root, "cats_cpu_sampling.csv"):
+        if row["images"] == "500":
+            measured[row["sample_method"], row["steps"]] = f"{float(row['distance']):.2f}"
+    assert f"drawn at random, have {measured.pop(('real images', '0'))}" in " ".join(text.split())
+    (counts,) = table_rows(text, "network calls an image")
+    shown = {}
+    for method in ("dpm", "ddim", "ddpm"):
+        (cells,) = table_rows(text, f"`--sample_method {method}`")
+        shown |= {(method, n.replace(",", "")): cell for n, cell in zip(counts, cells, strict=True) if cell}
+    assert shown == measured

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from drawn_faces import write_drawn_set
 from model import DiffusionModule
@@ -129,7 +130,7 @@ def test_the_study_goes_through_all_combinations_and_goes_on_after_a_stop(study,
         if name == "sampling.py":
             sampled[cwd.name] = arguments[arguments.index("--sample_method") + 1]
         if name == "measure_fid.py":
-            (cwd / "fid.json").write_text(json.dumps({"distance": len(trained)}))
+            Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps({"distance": len(trained)}))
         return ""
 
     monkeypatch.setattr(study, "run", run)
@@ -149,6 +150,19 @@ def test_the_study_goes_through_all_combinations_and_goes_on_after_a_stop(study,
     assert {row["sampler"] for row in rows if row["predictor"] == "mean"} == {"ddpm", "dpm"}
     study.main()
     assert len(trained) == 19  # nothing is done twice
+    chosen = ["--sample_method", "ddpm", "--predictors", "x0", "mean", "--modes", "quad"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--train_num_steps", "7", *chosen])
+    study.main()
+    new = [row for row in csv.DictReader((tmp_path / "t.csv").open())][18:]
+    assert [(row["predictor"], row["parametrization"], row["sampler"]) for row in new] == [
+        ("x0", "direct", "ddpm"),
+        ("x0", "preconditioned", "ddpm"),
+        ("mean", "preconditioned", "ddpm"),
+    ]
+    assert all(arguments[0] == "--resume" for arguments in trained[19:])
+    assert sampled["quad-x0-direct-none-63"] == "ddpm"
+    kept = sorted(path.name for path in (tmp_path / "w/quad-x0-direct-none-63").glob("*.json"))
+    assert kept == ["samples-7-500-ddpm.json", "samples-7-500-dpm.json"]
 
 
 def test_runs_side_by_side_are_all_kept_and_all_stopped(study, tmp_path, monkeypatch, capsys):
@@ -225,8 +239,33 @@ def test_ctrl_c_reaches_each_run_of_the_study_once(request, tmp_path):
 def test_a_table_of_something_else_is_not_gone_on_with(program, tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     run = program("../report/study.py", "--data_root", "d", "--work_dir", "w", "--out", "t.csv")
-    assert refused(run, "t.csv is another table; this one has the columns mode, predictor")
+    assert refused(run, "t.csv is not a table of this program, with the columns mode, predictor")
     assert (tmp_path / "t.csv").read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"b,a\n", b"a,b\n1\n", b"a,b\n1,2,3\n", b"a,b\n\xff,1\n", b"a,b\n" + b"1" * 200_000]
+)
+def test_what_is_no_table_is_refused(load_report, tmp_path, content):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"t\.csv is not a table of this program, with the columns a, b"):
+        load_report("csv_table").read_table(tmp_path / "t.csv", ("a", "b"))
+
+
+def test_a_table_is_written_whole_or_not_at_all(load_report, tmp_path):
+    table = load_report("csv_table")
+    rows = [{"a": "x, y", "b": "1"}, {"a": "", "b": "é"}]
+    assert table.read_table(tmp_path / "t.csv", ("a", "b")) == []
+    table.write_table(tmp_path / "t.csv", ("a", "b"), rows)
+    assert table.read_table(tmp_path / "t.csv", ("a", "b")) == rows
+
+    def fails_later():
+        yield rows[0]
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        table.write_table(tmp_path / "t.csv", ("a", "b"), fails_later())
+    assert table.read_table(tmp_path / "t.csv", ("a", "b")) == rows
 
 
 def test_a_study_of_one_form_or_several_seeds(study, tmp_path, monkeypatch):
@@ -244,7 +283,7 @@ def small_chain(tmp_path):
     write_drawn_set(tmp_path / "afhq", 2)
     torch.manual_seed(0)
     network = awake(UNet(T=12, image_resolution=8, ch=32, ch_mult=[1], attn=[0], num_res_blocks=1))
-    DiffusionModule(network, DDPMScheduler(12, 1e-3, 0.3), "x0").save(tmp_path / "model.ckpt")
+    DiffusionModule(network, DDPMScheduler(12, 1e-3, 0.3, "cosine"), "x0").save(tmp_path / "model.ckpt")
     return [
         "sampling_steps.py",
         "--ckpt_path",
@@ -258,51 +297,80 @@ def small_chain(tmp_path):
     ]
 
 
-def test_every_way_of_sampling_is_measured_and_none_twice(load_report, small_chain, tmp_path, monkeypatch):
+def test_every_way_of_sampling_is_measured_and_none_twice(load_report, small_chain, tmp_path, monkeypatch, capsys):
     """With sampling.py itself, in this process; the distance is that of a stand-in, which counts the images."""
     steps = load_report("sampling_steps")
     monkeypatch.chdir(tmp_path)
-    ran = []
+    measured, asked, order = [], [], []
 
     def run(name, *arguments):
         arguments = list(map(str, arguments))
-        ran.append(name)
         if name == "sampling.py":
             import sampling
 
+            asked.append(arguments[arguments.index("--num_inference_steps") + 1])
             with ExitStack() as cleanup:
                 sampling.sample(sampling.parse_arguments(arguments), cleanup)
-        else:
-            images = list(Path(arguments[1]).iterdir())
-            result = {"distance": float(len(images)), "name": "FID-" + arguments[arguments.index("--dims") + 1]}
-            Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(result))
-            if len(ran) == 5:
-                raise ValueError("as a failure would be")
+            return
+        assert Path(arguments[0]) == tmp_path / "afhq/eval"
+        images = list(Path(arguments[1]).iterdir())
+        assert {Image.open(path).size for path in images} == {(8, 8)}
+        measured.append(arguments[1])
+        result = {"distance": float(len(images)), "name": "FID-" + arguments[arguments.index("--dims") + 1]}
+        Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(result))
+        if len(measured) == 3:
+            raise ValueError("as a failure would be")
 
     def rows():
-        with Path("t.csv").open(newline="") as file:
-            return list(csv.DictReader(file))
+        return read_table(tmp_path / "t.csv", steps.COLUMNS)
+
+    def call(*settings):
+        monkeypatch.setattr(sys, "argv", [*small_chain, "--dims", "64", *settings])
+        steps.main()
+
+    read_table = load_report("csv_table").read_table
+    monkeypatch.setattr(steps, "run", run)
+    ordinary = steps.list_images
+    monkeypatch.setattr(steps, "list_images", lambda folder: order.append(ordinary(folder)) or order[-1])
+    settings = ["--steps", "12", "5", "3", "5", "50", "--num_samples", "4"]
+    with pytest.raises(SystemExit):
+        call(*settings)
+    assert len(measured) == 3 and len(rows()) == 2
+    call(*settings)
+    expected = [("real images", 0)] + [(name, n) for n in (3, 5, 11) for name in ("dpm", "ddim")] + [("ddpm", 12)]
+    assert [(row["sample_method"], int(row["steps"])) for row in rows()] == expected
+    assert asked == ["3", "3", "3", "5", "5", "12", "12", "12"]  # the second was done when the failure came
+    assert {(row["images"], row["distance"], row["name"]) for row in rows()} == {("4", "4.0000", "FID-64")}
+    names = sorted(f"{name}-{n}" for name, n in expected[1:])
+    assert sorted(path.name for path in Path("s/4").iterdir() if path.is_dir()) == names
+    assert sorted(path.stem for path in Path("s/4").glob("*.json")) == names
+    assert len(order[0]) == 6 and not Path(measured[0]).exists()
+    before = len(measured)
+    call(*settings)
+    assert len(measured) == before
+    call("--steps", "5", "--methods", "dpm", "--num_samples", "2")
+    assert [(row["sample_method"], row["images"]) for row in rows()[8:]] == [("real images", "2"), ("dpm", "2")]
+    with pytest.raises(SystemExit):
+        call("--dims", "192")
+    assert "argument --dims: t.csv has FID-64, which FID-192 cannot stand beside" in capsys.readouterr().err
+
+
+def test_the_floor_is_of_images_drawn_at_random(load_report, tmp_path, monkeypatch):
+    steps = load_report("sampling_steps")
+    (tmp_path / "train/a").mkdir(parents=True)
+    for i in range(40):
+        Image.new("RGB", (10, 10), (i, 0, 0)).save(tmp_path / f"train/a/{i:02}.png")
+    kept = []
+
+    def run(name, real, images, *rest):
+        kept.append([Image.open(path).getpixel((0, 0))[0] for path in sorted(images.iterdir())])
+        Path(rest[-1]).write_text('{"distance": 1, "name": "FID"}')
 
     monkeypatch.setattr(steps, "run", run)
-    settings = ["--steps", "3", "5", "50", "--num_samples", "4", "--dims", "64"]
-    monkeypatch.setattr(sys, "argv", [*small_chain, *settings])
-    with pytest.raises(SystemExit):
-        steps.main()
-    assert len(ran) == 5 and len(rows()) == 2
-    steps.main()
-    ways = [("real images", 0), ("dpm", 3), ("ddim", 3), ("dpm", 5), ("ddim", 5), ("ddpm", 12)]
-    assert [(row["sample_method"], int(row["steps"])) for row in rows()] == ways
-    assert {(row["images"], row["distance"], row["name"]) for row in rows()} == {("4", "4.0000", "FID-64")}
-    names = ["ddim-3", "ddim-5", "ddpm-12", "dpm-3", "dpm-5"]
-    assert sorted(path.name for path in Path("s/4").glob("*-*") if path.is_dir()) == names
-    assert sorted(path.stem for path in Path("s/4").glob("*.json")) == [*names, "real"]
-    before = len(ran)
-    steps.main()
-    assert len(ran) == before
-    few = ["--steps", "5", "--methods", "dpm", "--num_samples", "2", "--dims", "64"]
-    monkeypatch.setattr(sys, "argv", [*small_chain, *few])
-    steps.main()
-    assert [(row["sample_method"], row["images"]) for row in rows()[6:]] == [("real images", "2"), ("dpm", "2")]
+    for _ in range(2):
+        assert steps.floor(tmp_path, 10, 8, 2048) == ("1.0000", "FID")
+    assert kept[0] == kept[1] and len(set(kept[0])) == 10
+    assert not set(kept[0]) <= set(range(10)) and not set(kept[0]) <= set(range(30, 40))
 
 
 def test_a_floor_needs_as_many_real_images(program, small_chain):

@@ -5,12 +5,14 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import sampling
 import speed
 import train
 from dataset import AFHQDataModule
@@ -113,6 +115,28 @@ def is_channels_last(network):
 def test_a_run_on_a_cpu_has_the_order_of_bytes_that_is_fast_there(tmp_path, precision, expected):
     trainer = trainer_with(tmp_path, "--precision", precision)
     assert is_channels_last(trainer.ddpm.network) is is_channels_last(trainer.ema.network) is expected
+
+
+def test_a_gpu_has_channels_last_in_every_precision():
+    """Told by the kind of device alone; "meta" stands for it, and needs none."""
+    for bf16 in (False, True):
+        with torch.device("meta"):
+            network = UNet(image_resolution=8, ch=32, ch_mult=[1], attn=[], num_res_blocks=1)
+        assert is_channels_last(speed.prepare(network, torch.device("meta"), bf16))
+
+
+def test_sampling_has_the_order_of_its_precision(tmp_path, monkeypatch):
+    small_model().save(tmp_path / "model.ckpt")
+    orders = []
+    ordinary = speed.prepare
+    prepare = lambda ddpm, *how: orders.append(is_channels_last(ordinary(ddpm, *how).network)) or ddpm  # noqa: E731
+    monkeypatch.setattr(speed, "prepare", prepare)
+    for precision in ("bf16", "fp32"):
+        flags = ["--ckpt_path", str(tmp_path / "model.ckpt"), "--save_dir", str(tmp_path / precision)]
+        flags += ["--num_samples", "1", "--sample_method", "dpm", "--num_inference_steps", "1"]
+        with ExitStack() as cleanup:
+            sampling.sample(sampling.parse_arguments([*flags, "--precision", precision]), cleanup)
+    assert orders == [False, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
