@@ -1,6 +1,7 @@
 """What the README says can be done, and what it shows, is there."""
 
 import csv
+import json
 import re
 import shlex
 from collections import Counter
@@ -130,3 +131,12 @@ def test_the_table_of_step_counts_shows_what_was_measured(root, text):
         (cells,) = table_rows(text, f"`--sample_method {method}`")
         shown |= {(method, n.replace(",", "")): cell for n, cell in zip(counts, cells, strict=True) if cell}
     assert shown == measured
+
+
+def test_the_table_of_levers_shows_what_was_measured(root, text):
+    (result,) = json.loads((root / "report/tables/speed_cpu.json").read_text())["results"]
+    for row in result["table"]:
+        expected = f"{row['images_per_second']:.0f}", f"{row['times_plain']:.2f}", f"{row['spread']:.0%}"
+        assert [*expected] in table_rows(text, row["row"])
+    hours = result["hours_for_100k_steps_with_pictures"]
+    assert f"{hours['train.py']:.1f} hours instead of {hours['plain']:.1f}" in text
