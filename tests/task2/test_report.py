@@ -26,8 +26,8 @@ from scheduler import MODES, PREDICTORS, DDPMScheduler
 # A program that saves what it has at the first Ctrl-C, which takes a while, and ends at once at the second.
 PATIENT = """
 import pathlib, sys, time
-pathlib.Path("started").touch()
 try:
+    pathlib.Path("started-" + sys.argv[1]).touch()
     time.sleep(60)
 except KeyboardInterrupt:
     time.sleep(1.5)
@@ -185,8 +185,22 @@ def test_runs_side_by_side_are_all_kept_and_all_stopped(study, tmp_path, monkeyp
     def stopped_run(setting, args, clock):
         return study.run([patient, f"saved-{setting[0]}"], tmp_path, clock)
 
+    monkeypatch.setattr(sys, "argv", [*arguments, "--minutes", "0", "--seeds", "64"])
+    study.main()
+    assert "out of time" in capsys.readouterr().out
+
+    class Patience(study.Clock):
+        """The time is over when two runs are under way, however long they took to start."""
+
+        @property
+        def over(self):
+            if len(list(tmp_path.glob("started-*"))) == 2:
+                self.deadline = 0.0
+            return super().over
+
+    monkeypatch.setattr(study, "Clock", Patience)
     monkeypatch.setattr(study, "one_run", stopped_run)
-    monkeypatch.setattr(sys, "argv", [*arguments, "--jobs", "2", "--minutes", "0.05", "--seeds", "64"])
+    monkeypatch.setattr(sys, "argv", [*arguments, "--jobs", "2", "--seeds", "64"])
     study.main()
     assert "out of time" in capsys.readouterr().out
     assert {path.name for path in tmp_path.glob("saved-*")} == {"saved-linear", "saved-quad"}
@@ -195,7 +209,8 @@ def test_runs_side_by_side_are_all_kept_and_all_stopped(study, tmp_path, monkeyp
 
 def test_a_program_that_fails_ends_the_study_in_one_line(study, tmp_path, monkeypatch, capsys):
     broken = tmp_path / "broken.py"
-    broken.write_text("raise SystemExit(3)")
+    wait = "import pathlib, time\nwhile not pathlib.Path('started-saved-linear').exists(): time.sleep(0.05)\n"
+    broken.write_text(wait + "raise SystemExit(3)")
     patient = tmp_path / "patient.py"
     patient.write_text(PATIENT)
 
@@ -228,7 +243,7 @@ def test_ctrl_c_reaches_each_run_of_the_study_once(request, tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("w/*/started"))) < 2 and time.monotonic() < deadline:
+    while len(list(tmp_path.glob("w/*/started-*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=120)
