@@ -140,3 +140,17 @@ def test_the_table_of_levers_shows_what_was_measured(root, text):
         assert [*expected] in table_rows(text, row["row"])
     hours = result["hours_for_100k_steps_with_pictures"]
     assert f"{hours['train.py']:.1f} hours instead of {hours['plain']:.1f}" in text
+
+
+def test_what_is_said_of_bf16_was_measured(root, text):
+    rows = read_csv(root, "precision.csv")
+    study = read_csv(root, "study.csv")
+    for row in rows:
+        if row["precision"] == "bf16":  # a run of the study itself
+            assert {name: value for name, value in row.items() if name != "precision"} in study
+    shown = {(row["precision"], row["seed"]): f"{float(row['fid768']):.2f}" for row in rows}
+    said = (
+        f"FID-768 {shown['bf16', '63']} with seed 63, {shown['bf16', '64']} with seed 64, "
+        f"and {shown['fp32', '63']} with seed 63 in float32"
+    )
+    assert said in " ".join(text.split())
