@@ -46,7 +46,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "image_diffusion_todo"
-sys.path.insert(0, str(PROGRAMS))
+sys.path[:0] = [str(PROGRAMS), str(Path(__file__).resolve().parent)]
 
 import speed
 from checkpoint import read_checkpoint
@@ -59,6 +59,7 @@ from pictures import contact_sheet, follow, to_picture, trajectory_picture
 from samplers import half_log_snr
 from sampling import MARK, fingerprint_of
 from scheduler import LOSS_WEIGHTS, MODES, PARAMETRIZATIONS, PREDICTORS, DDPMScheduler, check_choice
+from study import FORMS
 
 SCHEDULES, LOSSES = "figures/schedules.svg", "figures/losses.svg"
 TRAJECTORIES = {
@@ -75,7 +76,6 @@ ROLL = ("q_sample.png", "loss.png", "samples.png")  # of Task 1's results
 
 SEED = 0
 NUM_SAMPLES = 8
-LOSS_WEIGHT = {"direct": "none", "preconditioned": "min-snr"}  # of the runs that a figure compares
 ALIKE = ("image_resolution", "num_diffusion_train_timesteps", "drawn_faces")  # must be so in all runs of a figure
 FACTS = ("seed", "batch_size", "ch", "num_images", "classes", *ALIKE)  # that a run has to know of itself
 
@@ -577,10 +577,10 @@ def main() -> None:
             contact_sheet(folder, 64, per_row=8).save(sheet, format="PNG")
             report.write(BEST_SAMPLES, sheet.getvalue())
 
-        direct = [(mode, predictor, "direct", LOSS_WEIGHT["direct"]) for predictor in PREDICTORS for mode in MODES]
+        direct = [(mode, predictor, "direct", FORMS["direct"]) for predictor in PREDICTORS for mode in MODES]
         if rows := report.rows(LOSSES, direct):
             report.write_drawing(LOSSES, draw_losses(rows))
-        for how in LOSS_WEIGHT.items():
+        for how in FORMS.items():
             of_modes = [(mode, args.predictor, *how) for mode in MODES]
             of_predictors = [(args.mode, predictor, *how) for predictor in PREDICTORS]
             for product, keys in ((TRAJECTORIES[how[0]], of_modes), (SAMPLES[how[0]], of_predictors)):
