@@ -12,6 +12,7 @@ is the median of its turns.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -194,6 +195,8 @@ def measure(args: argparse.Namespace, data: AFHQDataModule, device: torch.device
             seconds[name].append(seconds_of(step, steps, device))
 
     median = {name: statistics.median(times) for name, times in seconds.items()}
+    numbers = itertools.count()
+    loading = statistics.median(seconds_of(lambda: batches[next(numbers)], steps, device) for _ in range(turns))
     flop = 3 * forward_flop(args) * args.batch_size  # the backward pass takes twice the forward pass
     table = [
         {
@@ -213,7 +216,12 @@ def measure(args: argparse.Namespace, data: AFHQDataModule, device: torch.device
         "train.py": 50 * chain_seconds(trainer.sampler, 4, args, device),
     }
     hours = {name: (1e5 * median[name] + pictures[name]) / 3600 for name in pictures}
-    return {"batch_size": args.batch_size, "table": table, "hours_for_100k_steps_with_pictures": hours}
+    return {
+        "batch_size": args.batch_size,
+        "table": table,
+        "share_of_time_on_data": loading / median["train.py"],
+        "hours_for_100k_steps_with_pictures": hours,
+    }
 
 
 def show(result: dict, peak_tflops: float | None) -> str:
@@ -235,6 +243,7 @@ def show(result: dict, peak_tflops: float | None) -> str:
     ratio = hours["plain"] / hours["train.py"]
     lines += [
         "",
+        f"train.py spends {result['share_of_time_on_data']:.2%} of its time on loading images.",
         f"100,000 steps with pictures: {hours['plain']:.2f} h plain, {hours['train.py']:.2f} h ({ratio:.2f} x)",
     ]
     return "\n".join(lines)

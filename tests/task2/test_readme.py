@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -134,12 +135,17 @@ def test_the_table_of_step_counts_shows_what_was_measured(root, text):
 
 
 def test_the_table_of_levers_shows_what_was_measured(root, text):
-    (result,) = json.loads((root / "report/tables/speed_cpu.json").read_text())["results"]
-    for row in result["table"]:
-        expected = f"{row['images_per_second']:.0f}", f"{row['times_plain']:.2f}", f"{row['spread']:.0%}"
-        assert [*expected] in table_rows(text, row["row"])
-    hours = result["hours_for_100k_steps_with_pictures"]
-    assert f"{hours['train.py']:.1f} hours instead of {hours['plain']:.1f}" in text
+    results = []
+    for name in ("speed_cpu", "speed_cpu_full"):
+        (result,) = json.loads((root / f"report/tables/{name}.json").read_text())["results"]
+        results.append(result)
+        hours = result["hours_for_100k_steps_with_pictures"]
+        assert f"{hours['train.py']:.1f} hours instead of {hours['plain']:.1f}" in text
+    for rows in zip(*(result["table"] for result in results), strict=True):
+        cells = [
+            (f"{row['images_per_second']:.3g}", f"{row['times_plain']:.2f}", f"{row['spread']:.0%}") for row in rows
+        ]
+        assert [*chain(*cells)] in table_rows(text, rows[0]["row"])
 
 
 def test_what_is_said_of_bf16_was_measured(root, text):

@@ -283,6 +283,7 @@ def test_the_benchmark_of_training_measures_all_levers_of_this_device(program, t
     rows = [row["row"] for row in result["table"]]
     assert rows[0] == "plain" and rows[-1] == "train.py" and "+ channels last" in rows and len(rows) >= 7
     assert all(row["images_per_second"] > 0 and row["row"] in run.stdout for row in result["table"])
+    assert 0 < result["share_of_time_on_data"] < 0.2 and "of its time on loading images" in run.stdout
     hours = result["hours_for_100k_steps_with_pictures"]
     assert 0 < hours["train.py"] < hours["plain"]
 
