@@ -66,6 +66,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     version = checkpoint.get("version")
     if type(version) is not int or version != VERSION:
         raise ValueError(f"{path}: version {reprlib.repr(version)} of a checkpoint, this program reads {VERSION}")
+    checkpoint.setdefault("parametrization", "direct")
     try:
         _check_contents(checkpoint, path.stat().st_size)
     except Exception as error:  # plain data of any kind may stand where numbers should
@@ -113,7 +114,7 @@ def _check_contents(checkpoint: dict, file_size: int) -> None:
     DDPMScheduler(**checkpoint["var_scheduler"])
     if checkpoint["predictor"] not in PREDICTORS:
         raise ValueError(f"unknown predictor {reprlib.repr(checkpoint['predictor'])}")
-    if checkpoint.get("parametrization", "direct") not in PARAMETRIZATIONS:
+    if checkpoint["parametrization"] not in PARAMETRIZATIONS:
         raise ValueError(f"unknown parametrization {reprlib.repr(checkpoint['parametrization'])}")
 
 

@@ -300,7 +300,7 @@ class DiffusionModule(nn.Module):
         if self.var_scheduler is not None:
             network, var_scheduler = network.to(self.device), var_scheduler.to(self.device)
         self.network, self.var_scheduler, self.predictor = network, var_scheduler, checkpoint["predictor"]
-        self.parametrization = checkpoint.get("parametrization", "direct")
+        self.parametrization = checkpoint["parametrization"]
         self._weight = None
         self.train(self.training)  # a module in eval mode has a network in eval mode
 

@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -148,6 +149,9 @@ class Trainer:
         self.weights = list(network.parameters())
         if self.processes.size > 1:
             # Starts by giving all the first one's weights. The only buffer, of the time embedding, never changes.
+            # PyTorch 2.14 has a new name for that flag, and the strides of a 1x1 kernel mean nothing.
+            for harmless in ("`broadcast_buffers` is deprecated", "Grad strides do not match bucket view strides"):
+                warnings.filterwarnings("ignore", harmless)
             network = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.ema = EMA(self.ddpm.network, args.ema_decay)
         averaged = self.ema.network
@@ -369,6 +373,8 @@ class Trainer:
             for name in ("exp_avg", "exp_avg_sq"):
                 if moments[name].shape != self.weights[index].shape or not moments[name].isfinite().all():
                     raise ValueError(f"the optimizer's {name} of parameter {index} does not fit")
+                # Fused Adam goes through weights and moments as they lie in memory: they must lie alike.
+                moments[name] = torch.empty_like(self.weights[index]).copy_(moments[name])
         ours = self.optimizer.state_dict()["param_groups"]  # whether kernels are fused depends on this device
         self.optimizer.load_state_dict({"state": state["state"], "param_groups": ours})
 

@@ -132,7 +132,7 @@ def read_run(folder: Path) -> Run:
         raise ValueError("no last.ckpt yet")
     checkpoint = read_checkpoint(folder / "last.ckpt")
     is_so = checkpoint["network"] | checkpoint["var_scheduler"]
-    is_so |= {"predictor": checkpoint["predictor"], "parametrization": checkpoint.get("parametrization", "direct")}
+    is_so |= {"predictor": checkpoint["predictor"], "parametrization": checkpoint["parametrization"]}
     is_so["num_diffusion_train_timesteps"] = is_so["num_train_timesteps"]
     for name in ("mode", "predictor", "parametrization", "image_resolution", "ch", "num_diffusion_train_timesteps"):
         if config[name] != is_so[name]:

@@ -10,16 +10,20 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import speed
+import train
 from checkpoint import read_checkpoint
 from drawn_faces import write_drawn_set
 from files import only_program_in, remove_partials
 from model import DiffusionModule, ImageNoise
-from oracles import awake, only_run, refused
+from oracles import awake, max_difference, only_run, refused
 from processes import PROGRAMS, Program
+from trainer import Trainer
 
 TINY = ["--ch", 32, "--ch_mult", 1, "--attn", "--num_res_blocks", 1, "--image_resolution", 8]
 TINY += ["--num_diffusion_train_timesteps", 12]
@@ -342,6 +346,41 @@ def test_a_checkpoint_whose_training_state_does_not_fit_is_refused(program, half
     change(checkpoint["training"])
     torch.save(checkpoint, path)
     assert refused(program("train.py", "--resume", half_a_run), "last.ckpt: ")
+
+
+def test_a_checkpoint_from_before_there_was_a_parametrization_is_of_a_direct_run(program, half_a_run):
+    path = half_a_run / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["parametrization"]
+    torch.save(checkpoint, path)
+    run = program("train.py", "--resume", half_a_run, "--train_num_steps", 5)
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_run_goes_on_in_another_order_of_bytes(tmp_path, monkeypatch):
+    """As when a run of a GPU goes on on a CPU in bfloat16. Fused Adam takes weights and moments as they lie."""
+    args = train.parse_arguments([str(flag) for flag in [*TINY, "--learning_rate", 1e-3, "--dropout", 0]])
+
+    def trained(trainer, steps):
+        random.seed(trainer.step)
+        np.random.seed(trainer.step)
+        torch.manual_seed(trainer.step)
+        for _ in range(steps):
+            trainer.train_step(torch.rand(4, 3, 8, 8) * 2 - 1, torch.ones(4, dtype=torch.long))
+        return torch.cat([weight.detach().flatten() for weight in trainer.weights])
+
+    def new_trainer(order):
+        monkeypatch.setattr(speed, "prepare", lambda module, *_: module.to(memory_format=order))
+        return Trainer(args, 3, torch.device("cpu"), tmp_path)
+
+    whole = new_trainer(torch.channels_last)
+    trained(whole, 5)
+    whole.save()
+    resumed = new_trainer(torch.contiguous_format)
+    resumed.load()
+    before = torch.cat([weight.detach().flatten() for weight in resumed.weights])
+    expected, found = trained(whole, 1), trained(resumed, 1)
+    assert max_difference(found, expected) < 0.01 * max_difference(found, before)
 
 
 def test_a_lost_checkpoint_is_not_silently_begun_anew(program, half_a_run):
