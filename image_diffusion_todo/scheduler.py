@@ -300,13 +300,14 @@ class DDPMScheduler(BaseScheduler):
         """
         check_predictor(predictor)
         check_choice("loss weight", kind, LOSS_WEIGHTS)
-        _, alphas_cumprod, _ = self._float64
-        snr = alphas_cumprod / (1 - alphas_cumprod)
         if kind == "none":
             return torch.ones_like(self.betas)
-        k = {"noise": snr.sqrt(), "x0": torch.ones_like(snr), "mean": self._float64_eq_7[0]}[predictor]
-        wanted = snr if kind == "snr" else snr.clamp(max=5)
-        return (wanted / k**2).to(self.betas)
+        betas, alphas_cumprod, _ = self._float64
+        snr = alphas_cumprod / (1 - alphas_cumprod)
+        # SNR_t / k_t^2, for the mean with alpha-bar cancelled, which may be 0 at the end of a long chain.
+        of_mean = (1 - betas) * (1 - alphas_cumprod) / betas**2
+        snr_over_k2 = {"noise": torch.ones_like(snr), "x0": snr, "mean": of_mean}[predictor]
+        return (snr_over_k2 if kind == "snr" else snr_over_k2 * (5 / snr).clamp(max=1)).to(self.betas)
 
     def step(
         self,

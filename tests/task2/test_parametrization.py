@@ -52,15 +52,19 @@ def test_the_right_output_gives_the_right_prediction(mode, predictor, t):
     assert max_difference(said, expected) < 2e-5
 
 
+@pytest.mark.parametrize("predictor", PREDICTORS)
 @pytest.mark.parametrize("mode", MODES)
-def test_the_output_is_of_unit_size_at_every_t(mode):
+def test_the_output_is_of_unit_size_at_every_t(mode, predictor):
+    """`precondition` is a line in the output: what it must be for the right prediction follows from two values."""
     scheduler = schedule(mode)
-    x_0 = torch.randn(T, 3, 8, 8)
-    t = torch.arange(T)
-    network = Gives(scheduler, x_0)
-    x_t, _ = scheduler.add_noise(x_0, t)
-    sizes = network(x_t, t).square().mean(dim=(1, 2, 3)).sqrt()
-    assert sizes.min() > 0.8 and sizes.max() < 1.2
+    x_0, eps = torch.randn(2, 3, 32, 32)
+    for t in range(0, T, 71):
+        alpha_bar, _ = alpha_bars(scheduler, t)
+        x_t = alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * eps
+        right = {"noise": eps, "x0": x_0, "mean": eq_7(scheduler, t, x_0, x_t)[0]}[predictor]
+        zero, one = (scheduler.precondition(torch.full_like(x_t, v), x_t, t, predictor) for v in (0.0, 1.0))
+        output = (right - zero) / (one - zero)
+        assert output.square().mean().sqrt() == pytest.approx(1, abs=0.05), t
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
@@ -99,6 +103,15 @@ def test_weighted_losses_of_all_predictors_are_one_number(mode, kind):
 @pytest.mark.parametrize("mode", MODES)
 def test_no_weight_is_the_plain_mean_of_squares(mode, predictor):
     assert torch.equal(schedule(mode).loss_weight("none", predictor), torch.ones(T))
+
+
+@pytest.mark.parametrize("kind", LOSS_WEIGHTS)
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_weights_of_a_chain_that_ends_in_pure_noise_are_numbers(predictor, kind):
+    scheduler = DDPMScheduler(100_000, 1e-4, 0.02)
+    assert scheduler.alpha_bar(99_999) < 1e-300
+    weight = scheduler.loss_weight(kind, predictor)
+    assert weight.isfinite().all() and (weight >= 0).all()
 
 
 def test_snr_weights_leave_the_noise_predictor_as_it_is():
