@@ -39,6 +39,19 @@ def find_root(root: str | os.PathLike) -> Path:
     return root / "afhq"
 
 
+def check_has_data(root: str | os.PathLike) -> None:
+    """See that there is something at `root`, for programs that do not download it on their own.
+
+    Raises:
+        ValueError: when there is not, for users who gave it as `--data_root`.
+    """
+    if not any((find_root(root) / split).is_dir() for split in SPLITS):
+        raise ValueError(
+            f"argument --data_root: {root} holds no train/ and val/; "
+            f"`python dataset.py --data_root {root}` gets AFHQ, with --drawn 500 it draws faces"
+        )
+
+
 def is_drawn(root: str | os.PathLike) -> bool:
     """Whether the images in a data root, or in the folder `afhq` in it, were drawn by `drawn_faces.py`."""
     return (find_root(root) / DRAWN_MARK).is_file()

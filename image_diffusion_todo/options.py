@@ -7,6 +7,7 @@ what would be right.
 import argparse
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,9 +40,13 @@ def errors_in_one_line(if_stopped: str = "stopped") -> Iterator[None]:
     except ValueError as error:
         message, code = str(error), 2
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        code = 2
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            message = "out of memory: a smaller --batch_size needs less, and so does train.py with --accumulate"
+        elif re.search("Connection (closed|reset) by peer", str(error)):
+            message = "another process of this program has ended, and says why"
+        else:
             raise
-        message, code = "out of memory: a smaller --batch_size needs less, and so does train.py with --accumulate", 2
     print(f"{Path(sys.argv[0]).name}: error: {one_line(message)}", file=sys.stderr)
     sys.exit(code)
 

@@ -1,6 +1,7 @@
 """Several processes, one for each device, started by `torchrun --nproc_per_node N`; one process is the case N = 1."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -63,13 +64,26 @@ class Processes:
         """This process's share of a sequence that all have: every size-th item."""
         return slice(self.rank, None, self.size)
 
-    def from_first(self, value: Any) -> Any:
-        """The value that the first process has."""
+    def from_first(self, call: Callable[[], Any]) -> Any:
+        """What `call` returns in the first process, the only one that calls it.
+
+        Raises:
+            ValueError, OSError: those of `call`, in the first process; the others end without a word then.
+        """
         if self.size == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
+            return call()
+        outcome = [None]
+        if self.is_first:
+            try:
+                outcome = [call()]
+            except (ValueError, OSError) as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome, src=0)
+        if isinstance(outcome[0], Exception):
+            if self.is_first:
+                raise outcome[0]
+            raise SystemExit(2)
+        return outcome[0]
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, by rank."""

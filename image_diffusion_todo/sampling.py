@@ -176,15 +176,16 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
         kept.append(SavedImages(beside.with_name(f"{beside.name}_traj"), settings))
     processes.connect(device)
     cleanup.callback(processes.close)
-    for images in kept:
-        if processes.is_first:
+
+    def look_for_missing() -> list[int]:
+        for images in kept:
             cleanup.enter_context(closing(only_program_in(images.folder)))
-    missing = None
-    if processes.is_first:
         missing = sorted({i for images in kept for i in images.missing(args.num_samples)})
         if len(missing) < args.num_samples:
             print(f"{args.num_samples - len(missing)} of {args.num_samples} images are there already")
-    missing = processes.from_first(missing)[processes.share]
+        return missing
+
+    missing = processes.from_first(look_for_missing)[processes.share]
 
     speed.prepare(ddpm, device, ddpm.bf16)
     num_batches = -(-len(missing) // args.batch_size)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from dataset import AFHQDataModule, is_drawn
 from files import only_program_in, replacing
-from layout import SPLITS, check_writable, find_root
+from layout import check_has_data, check_writable
 from network import LIMITS
 from options import OneLineParser, errors_in_one_line, integer_from, number_between, one_line
 from parallel import Processes
@@ -155,11 +155,7 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
         raise ValueError(f"argument --batch_size: {args.batch_size} cannot be shared by {parts}")
     with torch.device("meta"):  # what does not fit together shall not be found out after the data were prepared
         build_model(args, num_classes=1)
-    if not any((find_root(args.data_root) / split).is_dir() for split in SPLITS):
-        raise ValueError(
-            f"argument --data_root: {args.data_root} holds no train/ and val/; "
-            f"`python dataset.py --data_root {args.data_root}` gets AFHQ, with --drawn 500 it draws faces"
-        )
+    check_has_data(args.data_root)
     data = AFHQDataModule(
         args.data_root,
         batch_size=args.batch_size,
@@ -171,11 +167,15 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
     check_writable(args.resume or Path("results"))
     processes.connect(device)
     cleanup.callback(processes.close)
-    for rank in range(processes.size):  # one after the other: the first decodes, the others find it decoded
-        if rank == processes.rank:
-            batches = data.train_batches(args.seed, device, processes.share)
-        processes.any(False)
-    folder = processes.from_first(args.resume or (new_run_folder(args) if processes.is_first else None))
+    processes.from_first(data.train_ds.decode)  # the others find the images decoded
+    batches = data.train_batches(args.seed, device, processes.share)
+
+    def claim_folder() -> Path:
+        folder = args.resume or new_run_folder(args)
+        cleanup.enter_context(closing(only_program_in(folder)))
+        return folder
+
+    folder = processes.from_first(claim_folder)
 
     seed = (args.seed + processes.rank) % 2**32  # each process has noise of its own
     random.seed(seed)
@@ -188,15 +188,13 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
         "drawn_faces": is_drawn(args.data_root),
         "torch": torch.__version__,
     }
-    if processes.is_first:
-        cleanup.enter_context(closing(only_program_in(folder)))
     if args.resume:
         check_same_data(args, facts)
         trainer.load()
         if trainer.step > args.train_num_steps:
             raise ValueError(f"argument --train_num_steps: {folder} is already at step {trainer.step}")
+    processes.from_first(lambda: write_down(args, facts, data.train_ds.left_out, folder))
     if processes.is_first:
-        write_down(args, facts, data.train_ds.left_out, folder)
         on = f"{device}" if processes.size == 1 else f"{processes.size} devices"
         drawn = "drawn " * facts["drawn_faces"]
         print(f"{folder}: {facts['num_images']} {drawn}images, {data.num_classes} classes, on {on}")
@@ -205,7 +203,7 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
     with StopSignals() as stop, bar:
         while True:
             due = trainer.step % args.log_interval == 0
-            if due and processes.from_first(not trainer.has_pictures):
+            if due and processes.from_first(lambda: not trainer.has_pictures):
                 trainer.record(stop)
             # To ask all processes makes them wait for each other: not every step.
             asks = processes.size == 1 or trainer.step % ASK_EVERY == 0

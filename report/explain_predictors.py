@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "image_diffusion_todo"))
 
 from dataset import AFHQDataModule
+from layout import check_has_data
 from model import DiffusionModule
 from options import OneLineParser, errors_in_one_line, integer_from
 from scheduler import MODES, PREDICTORS, DDPMScheduler
@@ -143,12 +144,16 @@ def main() -> None:
     add("--out", type=Path, default=ROOT / "report", metavar="DIR", help="gets figures/ and tables/ (default: report)")
     args = parser.parse_args()
     with errors_in_one_line():
+        if args.ckpt_path:
+            check_has_data(args.data_root)
         draw_schedules(1000, args.out / "figures/predictors.png")
         print(args.out / "figures/predictors.png")
         results = {}
         for path in args.ckpt_path:
             ddpm = DiffusionModule(None, None).eval()
             ddpm.load(path)
+            if name_of(ddpm) in results:
+                raise ValueError(f"argument --ckpt_path: {path} is a second model of {name_of(ddpm)}: one of each")
             size = ddpm.image_resolution
             data = AFHQDataModule(args.data_root, max_num_images_per_cat=args.images, image_resolution=size)
             images = torch.stack([image for image, _ in data.val_ds])

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,10 +42,24 @@ def finish(programs):
     return programs[0].said
 
 
-def test_a_step_of_two_is_the_mean_of_their_gradients(faces, tmp_path):
-    flags = [*TINY, "--dropout", 0.3, "--hflip", "--learning_rate", 1e-3, "--warmup_steps", 0, "--train_num_steps", 1]
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_of_two_is_the_mean_of_their_gradients(faces, tmp_path, parts):
+    flags = [
+        *TINY,
+        "--accumulate",
+        parts,
+        "--dropout",
+        0.3,
+        "--hflip",
+        "--learning_rate",
+        1e-3,
+        "--warmup_steps",
+        0,
+        "--train_num_steps",
+        1,
+    ]
     said = finish(start_together(2, "train.py", "--data_root", faces, *flags, place=tmp_path))
-    assert "on 2 devices" in said
+    assert "on 2 devices" in said and "Warning" not in said
     training = read_checkpoint(only_run(tmp_path) / "last.ckpt")["training"]
 
     # The same in one process, one share after the other.
@@ -95,11 +110,42 @@ def test_two_that_are_stopped_and_resumed_end_the_same(faces, tmp_path):
     assert "stopped at step" in said
     parts = only_run(tmp_path / "parts")
     assert 20 <= read_checkpoint(parts / "last.ckpt")["training"]["step"] < 150
+    alone = tmp_path / "alone"
+    shutil.copytree(parts, alone)
     finish(start_together(2, "train.py", "--resume", parts, place=tmp_path / "parts"))
     whole = only_run(tmp_path / "whole")
     assert all(torch.equal(a, b) for a, b in zip(end_of(whole), end_of(parts), strict=True))
     for picture in whole.glob("step=*.png"):
         assert (parts / picture.name).read_bytes() == picture.read_bytes()
+    said = finish(start_together(1, "train.py", "--resume", alone, place=tmp_path))
+    assert "was trained by 2 processes and goes on with 1: with other random numbers" in said
+    assert read_checkpoint(alone / "last.ckpt")["training"]["step"] == 150
+
+
+def test_what_only_the_first_finds_ends_all(model, faces, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/stranger.txt").touch()
+    first, other = start_together(2, "sampling.py", "--ckpt_path", model, "--save_dir", "out", place=tmp_path)
+    assert (first.finish(), other.finish()) == (2, 2)
+    assert "holds stranger.txt" in first.said and first.said.count("\n") == 1 and other.said == ""
+
+    broken = tmp_path / "afhq"
+    shutil.copytree(faces, broken)
+    next(broken.glob("train/cat/*")).write_text("no image")
+    first, other = start_together(2, "train.py", "--data_root", broken, *TINY, place=tmp_path)
+    assert (first.finish(), other.finish()) == (2, 2)
+    assert "train.py: error:" in first.said and "Traceback" not in first.said and other.said == ""
+
+
+def test_who_loses_the_others_says_so_in_a_line(faces, tmp_path):
+    flags = ["--data_root", faces, *TINY, "--train_num_steps", 10**5, "--log_interval", 10**5]
+    first, other = start_together(2, "train.py", *flags, place=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("results/*/*/*/step=0-traj.png")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert first.kill(0.1)
+    assert other.finish() == 2
+    assert other.said == "train.py: error: another process of this program has ended, and says why\n"
 
 
 @pytest.mark.parametrize(("rank", "hidden"), [("0", {False}), ("1", {True})])
@@ -115,7 +161,7 @@ def test_only_the_first_process_shows_bars(program, model, monkeypatch, rank, hi
     monkeypatch.setattr("tqdm.tqdm", bar)
     monkeypatch.setattr("model.tqdm", bar)
     monkeypatch.setattr(Processes, "connect", lambda self, device: None)
-    monkeypatch.setattr(Processes, "from_first", lambda self, value: [0, 1, 2])
+    monkeypatch.setattr(Processes, "from_first", lambda self, call: [0, 1, 2])
     monkeypatch.setattr(Processes, "any", lambda self, flag: flag)
     run = program("sampling.py", "--ckpt_path", model, "--save_dir", "out", "--num_samples", 3)
     assert run.returncode == 0, run.stderr

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,12 @@ def test_the_explanation_is_drawn_and_tabled(program, tmp_path):
     rows = list(csv.DictReader((tmp_path / "out/tables/predictor_errors.csv").open()))
     assert {row["model"] for row in rows} == {"linear, noise, direct", "linear, mean, direct"}
     assert {int(row["t"]) for row in rows} == set(range(12))
+
+    shutil.copy(tmp_path / "mean.ckpt", tmp_path / "again.ckpt")
+    run = program("../report/explain_predictors.py", *files, "again.ckpt", "--data_root", "afhq", "--images", 1)
+    assert refused(run, "again.ckpt is a second model of linear, mean, direct")
+    run = program("../report/explain_predictors.py", *files, "--data_root", "nowhere")
+    assert refused(run, "argument --data_root: nowhere holds no train/ and val/")
 
 
 def test_the_study_goes_through_all_combinations_and_goes_on_after_a_stop(study, tmp_path, monkeypatch, capsys):
