@@ -5,10 +5,10 @@
     python benchmarks/training.py --json speed.json
 
 The plain loop is what one writes first: images decoded in every epoch, attention as softmax(q k) v written out,
-PyTorch's default Adam and memory order, float32, and the loss read from the device in every step. Then one lever after
-the other is added (on a CPU, that of bfloat16 takes the order of channels back, see `speed.prepare`); the last row is
-train.py's own `Trainer`. All rows run in one process and take turns, so that a busy machine slows all of them; a figure
-is the median of its turns.
+PyTorch's default Adam, memory order and precision (float32, on NVIDIA GPUs with TF32 in convolutions), and the loss
+read from the device in every step. Then one lever after the other is added (on a CPU, that of bfloat16 takes the order
+of channels back, see `speed.prepare`); the last row is train.py's own `Trainer`. All rows run in one process and take
+turns, so that a busy machine slows all of them; a figure is the median of its turns.
 """
 
 import argparse
@@ -19,7 +19,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ import train
 from dataset import AFHQDataModule, get_data_iterator, to_tensor
 from drawn_faces import write_drawn_set
 from images import resize
+from layout import check_has_data
 from model import DiffusionModule
 from options import OneLineParser, choose_device, errors_in_one_line, integer_from, number_between, writable_file
 from trainer import EMA, Trainer, build_model
@@ -46,6 +48,7 @@ LEVERS = (
     "one-kernel Adam",
     "channels last",
     "losses read rarely",
+    "TF32",
     "bf16",
     "compiled",
 )
@@ -56,6 +59,19 @@ SMALL = "--image_resolution 32 --ch 32 --ch_mult 1 2 2 --attn 1 --num_res_blocks
 def written_out_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """softmax(q k^T / sqrt(C)) v, with the whole matrix of weights in memory; shapes [B, 1, HW, C]."""
     return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1) @ v
+
+
+@contextmanager
+def settings_of(levers: Collection[str]) -> Iterator[None]:
+    """Attention and the precision of float32 products, which belong to the whole process, as these levers have them."""
+    attention, tf32 = module.F.scaled_dot_product_attention, torch.backends.cuda.matmul.allow_tf32
+    if "fused attention" not in levers:
+        module.F.scaled_dot_product_attention = written_out_attention
+    torch.backends.cuda.matmul.allow_tf32 = "TF32" in levers
+    try:
+        yield
+    finally:
+        module.F.scaled_dot_product_attention, torch.backends.cuda.matmul.allow_tf32 = attention, tf32
 
 
 class Decode:
@@ -112,15 +128,10 @@ class Loop:
 
     def step(self) -> torch.Tensor:
         """A gradient step; its loss, on the device."""
-        fused = module.F.scaled_dot_product_attention
-        if "fused attention" not in self.levers:
-            module.F.scaled_dot_product_attention = written_out_attention
-        try:
+        with settings_of(self.levers):
             loss = self.learner.get_loss(next(self.images))
-        finally:
-            module.F.scaled_dot_product_attention = fused
-        self.optimizer.zero_grad()
-        loss.backward()
+            self.optimizer.zero_grad()
+            loss.backward()
         self.optimizer.step()
         self.steps += 1
         self.ema.update(self.ddpm.network, self.steps)
@@ -131,7 +142,7 @@ class Loop:
 
 def levers_here(args: argparse.Namespace, device: torch.device) -> list[str]:
     """The levers that do something on this device."""
-    absent = set()
+    absent = set() if device.type == "cuda" else {"TF32"}
     if not speed.uses_bf16("auto", device):
         absent.add("bf16")
     if not speed.compiles(args.compile, device, 10**6):
@@ -178,7 +189,12 @@ def measure(args: argparse.Namespace, data: AFHQDataModule, device: torch.device
     rows: dict[str, Callable[[], object]] = {"plain": plain.step}
     for count, lever in enumerate(levers, start=1):
         rows[f"+ {lever}"] = Loop(frozenset(levers[:count]), args, data, device).step
-    rows["train.py"] = lambda: trainer.train_step(*batches[trainer.step])
+
+    def trainer_step() -> None:
+        with settings_of(levers):
+            trainer.train_step(*batches[trainer.step])
+
+    rows["train.py"] = trainer_step
 
     memory: dict[str, float | None] = dict.fromkeys(rows)
     for name, step in rows.items():
@@ -211,10 +227,10 @@ def measure(args: argparse.Namespace, data: AFHQDataModule, device: torch.device
     ]
     # The handout's program samples 4 + 1 images in two chains every 200 steps; train.py samples 4 in one every 2000.
     plain.ddpm.eval()
-    pictures = {
-        "plain": 500 * sum(chain_seconds(plain.ddpm, batch, args, device) for batch in (4, 1)),
-        "train.py": 50 * chain_seconds(trainer.sampler, 4, args, device),
-    }
+    with settings_of(()):
+        pictures = {"plain": 500 * sum(chain_seconds(plain.ddpm, batch, args, device) for batch in (4, 1))}
+    with settings_of(levers):
+        pictures["train.py"] = 50 * chain_seconds(trainer.sampler, 4, args, device)
     hours = {name: (1e5 * median[name] + pictures[name]) / 3600 for name in pictures}
     return {
         "batch_size": args.batch_size,
@@ -267,7 +283,9 @@ def main() -> None:
     with errors_in_one_line(), tempfile.TemporaryDirectory() as folder:
         device = choose_device(given.device, 0)
         root = given.data_root or Path(folder) / "afhq"
-        if not given.data_root:
+        if given.data_root:
+            check_has_data(root)
+        else:
             write_drawn_set(root, max(100, *given.batch_size))
         results = []
         for batch_size in given.batch_size:

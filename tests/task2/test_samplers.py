@@ -205,6 +205,26 @@ def test_ddim_with_eta_1_and_all_steps_is_the_chain_of_ddpm(mode, predictor):
     assert all(max_difference(a, b) < 1e-4 for a, b in zip(leaps, ancestral, strict=True))
 
 
+def test_leaps_enlarge_what_is_wrong_with_a_mean_and_with_nothing_else(scheduler):
+    """Small errors of the network, the same size for each predictor: why the README says that the mean bears none."""
+
+    class Imprecise(Ideal):
+        def forward(self, x, t):
+            return super().forward(x, t) + 0.01 * torch.randn(x.shape, generator=noise)
+
+    errors = {}
+    for predictor in PREDICTORS:
+        for method in ("ddpm", "dpm"):
+            samples = []
+            for network in (Ideal, Imprecise):
+                noise = torch.Generator().manual_seed(1)
+                ddpm = DiffusionModule(network(scheduler, 0.3, 0.4, predictor), scheduler, predictor)
+                samples.append(chain(ddpm, sample_method=method)[-1])
+            errors[predictor, method] = (samples[0] - samples[1]).square().mean().sqrt().item()
+    assert errors["mean", "dpm"] > 10 * max(errors["noise", "dpm"], errors["x0", "dpm"])
+    assert errors["mean", "dpm"] > 2 * errors["mean", "ddpm"]
+
+
 # Against diffusers.
 
 THEIRS = {"noise": "epsilon", "x0": "sample"}

@@ -82,11 +82,12 @@ def test_bf16_leaves_whole_samples_within_a_few_grey_levels():
     assert 0 < (plain - fast).abs().max() < 0.03 * plain.std()
 
 
-@pytest.mark.parametrize(("units", "expected"), [(True, True), (False, False)])
-def test_auto_takes_bf16_where_the_processor_has_it(monkeypatch, units, expected):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
-    assert speed.uses_bf16("auto", CPU) is expected
+@pytest.mark.parametrize("avx512", [True, False])
+@pytest.mark.parametrize("amx", [True, False])
+def test_auto_takes_bf16_where_the_processor_has_it(monkeypatch, avx512, amx):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    assert speed.uses_bf16("auto", CPU) is (avx512 or amx)
     assert speed.uses_bf16("bf16", CPU) and not speed.uses_bf16("fp32", CPU)
 
 
@@ -225,8 +226,14 @@ def test_when_compilation_is_worth_it(monkeypatch):
     assert speed.compiles("auto", cuda, 2000) and not speed.compiles("auto", cuda, 100)
     assert speed.compiles("on", CPU, 1) and not speed.compiles("auto", CPU, 10**6)
     assert not speed.compiles("off", cuda, 10**6)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert not speed.compiles("auto", cuda, 10**6)
+    for name, absent in [
+        ("torch.cuda.get_device_capability", lambda device: (6, 1)),
+        ("shutil.which", lambda name: None),
+        ("importlib.util.find_spec", lambda name: None),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(name, absent)
+            assert not speed.compiles("auto", cuda, 10**6), name
 
 
 @pytest.mark.parametrize(("flags", "alone"), [([], True), (["--accumulate", "2"], False)])
@@ -273,6 +280,71 @@ def test_a_compiled_network_learns_and_samples_the_same(tmp_path):
         assert max_difference(trainer.sampler.ask(x, t, None), eager(x, t)) < 1e-5
 
 
+@pytest.fixture
+def benchmark(load_report):
+    return load_report("../benchmarks/training")
+
+
+@pytest.fixture
+def new_loop(benchmark, tmp_path):
+    """A training loop of the benchmark with some of its levers."""
+    write_drawn_set(tmp_path / "afhq", 4)
+    tiny = "--ch 32 --ch_mult 1 2 --attn 1 --num_res_blocks 1 --image_resolution 8 --dropout 0 --batch_size 8"
+    args = train.parse_arguments(tiny.split())
+    data = AFHQDataModule(tmp_path / "afhq", 8, max_num_images_per_cat=-1, image_resolution=8)
+    return lambda levers: benchmark.Loop(frozenset(levers), args, data, CPU)
+
+
+@pytest.mark.parametrize("count", range(7))
+def test_each_lever_of_the_benchmark_is_pulled_and_changes_no_loss(benchmark, new_loop, monkeypatch, count):
+    """Those before bfloat16, one after the other."""
+    *levers, _, _ = benchmark.LEVERS
+    levers = levers[:count]
+    called = []
+    read, attention = torch.Tensor.item, benchmark.written_out_attention
+    # Adam reads its count of steps, too; only a loss has a history.
+    monkeypatch.setattr(torch.Tensor, "item", lambda x: (x.grad_fn is None or called.append("item"), read(x))[1])
+    monkeypatch.setattr(benchmark, "written_out_attention", lambda *x: (called.append("attention"), attention(*x))[1])
+
+    def losses_of(loop):
+        images = next(loop.images)
+        assert images.shape == (8, 3, 8, 8) and -1 <= images.min() < 0 < images.max() <= 1
+        loop.images = (torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(i)) * 2 - 1 for i in range(3))
+        np.random.seed(0)
+        torch.manual_seed(0)
+        return [loop.step().tolist() for _ in range(3)]
+
+    expected = losses_of(new_loop([]))
+    assert called.count("item") == 3 and called.count("attention") > 3
+    called.clear()
+    loop = new_loop(levers)
+    assert losses_of(loop) == pytest.approx(expected, rel=1e-5)
+    assert loop.steps == 3 and loop.learner.bf16 is False
+    assert ("item" in called) == ("losses read rarely" not in levers)
+    assert ("attention" in called) == ("fused attention" not in levers)
+    assert bool(loop.optimizer.defaults["fused"]) == ("one-kernel Adam" in levers)
+    assert is_channels_last(loop.ddpm.network) == ("channels last" in levers)
+
+
+def test_the_last_levers_of_the_benchmark_are_pulled(benchmark, new_loop, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(speed, "compiled", lambda network: (compiled.append(network), network)[1])
+    monkeypatch.setattr(speed, "uses_bf16", lambda precision, device: precision == "auto")
+    *others, bf16, last = benchmark.LEVERS
+    assert new_loop([*others, bf16]).learner.bf16 and not compiled
+    loop = new_loop([*others, bf16, last])
+    assert compiled == [loop.ddpm.network]
+    for levers in ([], ["TF32"]):
+        with benchmark.settings_of(levers):
+            assert torch.backends.cuda.matmul.allow_tf32 is bool(levers)
+    assert torch.backends.cuda.matmul.allow_tf32 is False
+
+
+def test_the_benchmark_counts_the_operations_of_the_labs_network(benchmark):
+    args = train.parse_arguments(benchmark.FULL.split())
+    assert benchmark.forward_flop(args) == pytest.approx(89.4e9, rel=1e-3)
+
+
 def test_the_benchmark_of_training_measures_all_levers_of_this_device(program, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])  # the program adds to it
     write_drawn_set(tmp_path / "afhq", 2)
@@ -286,6 +358,9 @@ def test_the_benchmark_of_training_measures_all_levers_of_this_device(program, t
     assert 0 < result["share_of_time_on_data"] < 0.2 and "of its time on loading images" in run.stdout
     hours = result["hours_for_100k_steps_with_pictures"]
     assert 0 < hours["train.py"] < hours["plain"]
+    by_steps = {row["row"]: 1e5 * 2 / row["images_per_second"] / 3600 for row in result["table"]}
+    pictures = {name: hours[name] - by_steps[name] for name in hours}
+    assert 5 < pictures["plain"] / pictures["train.py"] < 80  # 1000 chains, half of them of one image, instead of 50
 
 
 def test_the_benchmark_of_memory_sees_that_activations_are_not_kept(tmp_path):

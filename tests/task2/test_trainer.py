@@ -15,7 +15,7 @@ from checkpoint import read_checkpoint
 from dataset import tensor_to_pil_image
 from drawn_faces import write_drawn_set
 from model import DiffusionModule, ImageNoise
-from oracles import awake, refused
+from oracles import awake, max_difference, refused
 from scheduler import PREDICTORS, DDPMScheduler
 from trainer import StopSignals, Trainer
 
@@ -70,6 +70,33 @@ def same(files, images):
 
 
 # A step.
+
+
+def test_the_preconditioned_predictors_with_loss_weights_are_one_model(new_trainer, tmp_path):
+    """And not the direct ones, which are three."""
+
+    def trained(*flags):
+        np.random.seed(0)
+        torch.manual_seed(0)
+        exact = ["--precision", "fp32", "--dropout", 0]
+        trainer = new_trainer(*exact, "--warmup_steps", 0, "--learning_rate", 1e-3, *flags)
+        for _ in range(20):
+            trainer.train_step(*batch(8))
+        trainer.save()
+        weights = torch.cat([weight.detach().flatten() for weight in trainer.weights])
+        return weights, trainer._check_losses(), read_checkpoint(tmp_path / "last.ckpt")
+
+    mended = ["--parametrization", "preconditioned", "--loss_weight", "min-snr"]
+    weights, losses, checkpoint = trained("--predictor", "noise", *mended)
+    assert checkpoint["parametrization"] == "preconditioned"
+    for predictor in ("x0", "mean"):
+        others, their_losses, _ = trained("--predictor", predictor, *mended)
+        assert max_difference(others, weights) < 1e-3 and their_losses == pytest.approx(losses, rel=1e-3)
+    for predictor in PREDICTORS:
+        for flags in ([], mended[:2], mended[2:]):  # each of the two does something
+            if (predictor, flags) != ("noise", mended[:2]):
+                others, their_losses, _ = trained("--predictor", predictor, *flags)
+                assert their_losses != pytest.approx(losses, rel=0.01), (predictor, flags)
 
 
 def test_about_half_of_the_images_are_mirrored_left_to_right(new_trainer, asked):
