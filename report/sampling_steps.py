@@ -5,7 +5,7 @@
 Each number of --steps is tried with both solvers; the last row is DDPM's whole chain. The first row of the table is the
 floor: as many real training images, drawn at random, against the same validation images. `DIR/eval` must hold these at
 the size of the model (`dataset.py --image_resolution`). What the FID program said lies beside the samples, for
-`figures.py --fid`. Stopped and called again, it goes on. A table is about one model.
+`figures.py --fid`. Stopped and called again, it goes on. A table is about one model, which it names by a fingerprint.
 """
 
 import argparse
@@ -21,14 +21,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "image_diffusion_todo"
 sys.path[:0] = [str(PROGRAMS), str(Path(__file__).resolve().parent)]
 
-from checkpoint import read_checkpoint
 from csv_table import read_table, write_table
 from images import list_images, read_image, resize
+from model import DiffusionModule
 from options import OneLineParser, errors_in_one_line, integer_from, writable_file
 from samplers import METHODS, build_sampler
+from sampling import fingerprint_of
 from scheduler import DDPMScheduler
 
-COLUMNS = ("sample_method", "steps", "images", "distance", "name")
+COLUMNS = ("sample_method", "steps", "images", "distance", "name", "model")
 REAL = "real images"  # in place of a method
 
 
@@ -91,12 +92,16 @@ def main() -> None:
     add("--dims", type=int, default=2048, metavar="D", help="features of the distance (default: 2048)")
     args = parser.parse_args()
     with errors_in_one_line(if_stopped="stopped; the same command goes on"):
-        checkpoint = read_checkpoint(args.ckpt_path)
-        to_measure = ways(args.methods, args.steps, DDPMScheduler(**checkpoint["var_scheduler"]))
+        ddpm = DiffusionModule(None, None).eval()
+        ddpm.load(args.ckpt_path)
+        to_measure = ways(args.methods, args.steps, ddpm.var_scheduler)
         rows = read_table(args.out, COLUMNS)
         name = "FID" if args.dims == 2048 else f"FID-{args.dims}"
         if others := {row["name"] for row in rows} - {name}:
             raise ValueError(f"argument --dims: {args.out} has {', '.join(others)}, which {name} cannot stand beside")
+        model = fingerprint_of(ddpm)
+        if any(row["model"] != model for row in rows):
+            raise ValueError(f"argument --out: {args.out} is about another model than {args.ckpt_path}")
         done = {tuple(row[name] for name in COLUMNS[:3]) for row in rows}
 
         for method, steps in [(REAL, 0), *to_measure]:
@@ -104,15 +109,14 @@ def main() -> None:
             if key in done:
                 continue
             if method == REAL:
-                resolution = checkpoint["network"]["image_resolution"]
-                found = floor(args.data_root, args.num_samples, resolution, args.dims)
+                found = floor(args.data_root, args.num_samples, ddpm.image_resolution, args.dims)
             else:
                 folder = (args.save_dir / str(args.num_samples) / f"{method}-{steps}").resolve()
                 command = ["sampling.py", "--ckpt_path", args.ckpt_path.resolve(), "--save_dir", folder]
                 command += ["--num_samples", args.num_samples, "--sample_method", method]
                 run(*command, "--num_inference_steps", to_measure[method, steps])
                 found = distance(args.data_root / "eval", folder, args.dims, folder.with_suffix(".json"))
-            rows.append(dict(zip(COLUMNS, (*key, *found), strict=True)))
+            rows.append(dict(zip(COLUMNS, (*key, *found, model), strict=True)))
             write_table(args.out, COLUMNS, rows)
             print(*key, *found, flush=True)
 

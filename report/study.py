@@ -29,8 +29,9 @@ PROGRAMS = ROOT / "image_diffusion_todo"
 sys.path[:0] = [str(PROGRAMS), str(Path(__file__).resolve().parent)]
 
 from csv_table import read_table, write_table
-from options import OneLineParser, errors_in_one_line, integer_from, number_between, writable_file
+from options import OneLineParser, choose_device, errors_in_one_line, integer_from, number_between, writable_file
 from scheduler import MODES, PREDICTORS
+from speed import PRECISIONS, uses_bf16
 
 # A network that trains on a CPU; the chain is short so that sampling is affordable too.
 SMALL = (
@@ -39,7 +40,9 @@ SMALL = (
     "--ema_decay 0.995 --max_num_images_per_cat -1"
 )
 FORMS = {"direct": "none", "preconditioned": "min-snr"}  # and the loss weight of each
-COLUMNS = ("mode", "predictor", "parametrization", "loss_weight", "seed", "steps", "images", "sampler", "fid768")
+SETTINGS = ("mode", "predictor", "parametrization", "loss_weight", "precision", "seed")
+COLUMNS = (*SETTINGS, "steps", "images", "sampler", "fid768")
+Setting = tuple[str, str, str, str, str, int]
 
 
 class OutOfTime(Exception):
@@ -98,9 +101,25 @@ def sampler_of(predictor: str, parametrization: str, wanted: str) -> str:
     return "ddpm" if (predictor, parametrization) == ("mean", "direct") else wanted
 
 
-def one_run(setting: tuple[str, str, str, str, int], args: argparse.Namespace, clock: Clock) -> float:
+def keep_to(begun: dict[str, str], file: Path) -> None:
+    """See that a study goes on with the flags that it was begun with, which `file` keeps.
+
+    Raises:
+        ValueError: when it does not; OSError when they cannot be written.
+    """
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else begun
+    for name, value in begun.items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"argument --{name}: {value!r} is not what {file.parent} was begun with, {before.get(name)!r}: "
+                "another study wants another --work_dir"
+            )
+    file.write_text(json.dumps(begun, indent=2) + "\n", encoding="utf-8")
+
+
+def one_run(setting: Setting, args: argparse.Namespace, clock: Clock) -> float:
     """Train (or go on), sample and measure; the distance."""
-    mode, predictor, parametrization, loss_weight, seed = setting
+    mode, predictor, parametrization, loss_weight, precision, seed = setting
     place = (args.work_dir / "-".join(map(str, setting))).resolve()
     place.mkdir(parents=True, exist_ok=True)
     begun = list(place.glob("results/*/*/*/config.json"))
@@ -109,7 +128,7 @@ def one_run(setting: tuple[str, str, str, str, int], args: argparse.Namespace, c
     else:
         command = [PROGRAMS / "train.py", "--mode", mode, "--predictor", predictor, "--seed", seed]
         command += ["--parametrization", parametrization, "--loss_weight", loss_weight]
-    command += ["--data_root", args.data_root.resolve(), *args.flags.split()]
+    command += ["--data_root", args.data_root.resolve(), *args.flags.split(), "--precision", precision]
     command += ["--train_num_steps", args.train_num_steps, "--log_interval", args.train_num_steps]
     said = run(command, place, clock)
     if f"finished at step {args.train_num_steps}" not in said:
@@ -118,7 +137,7 @@ def one_run(setting: tuple[str, str, str, str, int], args: argparse.Namespace, c
     method = sampler_of(predictor, parametrization, args.sample_method)
     samples = place / f"samples-{args.train_num_steps}-{args.num_samples}-{method}"
     command = [PROGRAMS / "sampling.py", "--ckpt_path", checkpoint, "--save_dir", samples]
-    command += ["--num_samples", args.num_samples, "--sample_method", method]
+    command += ["--num_samples", args.num_samples, "--sample_method", method, "--precision", precision]
     run(command, place, clock)
     command = [PROGRAMS / "pictures.py", samples, "--out", samples.with_suffix(".png"), "--count", 32]
     run(command, place, clock)
@@ -146,17 +165,21 @@ def main() -> None:
     add("--modes", choices=MODES, nargs="+", default=MODES, help="schedules (default: all)")
     add("--predictors", choices=PREDICTORS, nargs="+", default=PREDICTORS, help="predictors (default: all)")
     add("--forms", choices=FORMS, nargs="+", default=[*FORMS], help="what the network gives (default: both)")
+    what = "of training and samples; auto: bf16 where the hardware has it (default: auto)"
+    add("--precision", choices=PRECISIONS, default="auto", help=what)
     add("--minutes", type=number_between(0, 1e4), default=1e4, metavar="M", help="when to stop (default: when done)")
     args = parser.parse_args()
     clock = Clock(args.minutes)
     with errors_in_one_line(if_stopped="stopped; the same command goes on"):
         args.work_dir.mkdir(parents=True, exist_ok=True)
+        keep_to({"flags": args.flags, "data_root": str(args.data_root.resolve())}, args.work_dir / "study.json")
+        precision = "bf16" if uses_bf16(args.precision, choose_device("auto", 0)) else "fp32"
         out = args.out or args.work_dir / "study.csv"
         rows = read_table(out, COLUMNS)
-        done = {tuple(row[name] for name in COLUMNS[:8]) for row in rows}
+        done = {tuple(row[name] for name in COLUMNS[:-1]) for row in rows}
         writing = threading.Lock()
 
-        def add_row(key: tuple[str, ...], setting: tuple[str, str, str, str, int]) -> None:
+        def add_row(key: tuple[str, ...], setting: Setting) -> None:
             if clock.over:
                 raise OutOfTime
             try:
@@ -173,7 +196,7 @@ def main() -> None:
         wanted = {}
         for form, predictor, mode, seed in itertools.product(args.forms, args.predictors, args.modes, args.seeds):
             sampler = sampler_of(predictor, form, args.sample_method)
-            setting = mode, predictor, form, FORMS[form], seed
+            setting = mode, predictor, form, FORMS[form], precision, seed
             wanted[tuple(map(str, (*setting, args.train_num_steps, args.num_samples, sampler)))] = setting
         if there := done & wanted.keys():
             print(f"{len(there)} of {len(wanted)} runs are in {out} already, with these steps and seeds")

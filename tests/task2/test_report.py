@@ -118,9 +118,7 @@ def test_the_explanation_is_drawn_and_tabled(program, tmp_path):
 
 
 def test_the_study_goes_through_all_combinations_and_goes_on_after_a_stop(study, tmp_path, monkeypatch, capsys):
-    trained = []
-
-    sampled = {}
+    trained, asked, sampled = [], [], {}
 
     def run(command, cwd, clock):
         """What the programs would leave."""
@@ -135,6 +133,7 @@ def test_the_study_goes_through_all_combinations_and_goes_on_after_a_stop(study,
             (folder / "last.ckpt").touch()
             return "finished at step 7"
         if name == "sampling.py":
+            asked.append(arguments)
             sampled[cwd.name] = arguments[arguments.index("--sample_method") + 1]
         if name == "measure_fid.py":
             Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps({"distance": len(trained)}))
@@ -142,18 +141,20 @@ def test_the_study_goes_through_all_combinations_and_goes_on_after_a_stop(study,
 
     monkeypatch.setattr(study, "run", run)
     arguments = ["study.py", "--data_root", "data", "--work_dir", str(tmp_path / "w"), "--out", str(tmp_path / "t.csv")]
+    arguments += ["--precision", "fp32"]
     monkeypatch.setattr(sys, "argv", [*arguments, "--train_num_steps", "7"])
     study.main()
     assert "out of time" in capsys.readouterr().out
     assert len(list(csv.DictReader((tmp_path / "t.csv").open()))) == 4
     study.main()
     assert len(trained) == 19 and trained[5][0] == "--resume" and trained[6][0] == "--mode"
+    assert all(told[told.index("--precision") + 1] == "fp32" for told in [*trained, *asked])
     rows = list(csv.DictReader((tmp_path / "t.csv").open()))
     assert tuple(rows[0]) == study.COLUMNS
     kinds = {(row["mode"], row["predictor"], row["parametrization"], row["loss_weight"]) for row in rows}
     assert len(rows) == len(kinds) == 18
     whole_chains = {name for name, method in sampled.items() if method == "ddpm"}
-    assert whole_chains == {f"{mode}-mean-direct-none-63" for mode in MODES}
+    assert whole_chains == {f"{mode}-mean-direct-none-fp32-63" for mode in MODES}
     assert {row["sampler"] for row in rows if row["predictor"] == "mean"} == {"ddpm", "dpm"}
     study.main()
     assert len(trained) == 19  # nothing is done twice
@@ -167,8 +168,8 @@ def test_the_study_goes_through_all_combinations_and_goes_on_after_a_stop(study,
         ("mean", "preconditioned", "ddpm"),
     ]
     assert all(arguments[0] == "--resume" for arguments in trained[19:])
-    assert sampled["quad-x0-direct-none-63"] == "ddpm"
-    kept = sorted(path.name for path in (tmp_path / "w/quad-x0-direct-none-63").glob("*.json"))
+    assert sampled["quad-x0-direct-none-fp32-63"] == "ddpm"
+    kept = sorted(path.name for path in (tmp_path / "w/quad-x0-direct-none-fp32-63").glob("*.json"))
     assert kept == ["samples-7-500-ddpm.json", "samples-7-500-dpm.json"]
 
 
@@ -293,10 +294,28 @@ def test_a_table_is_written_whole_or_not_at_all(load_report, tmp_path):
 def test_a_study_of_one_form_or_several_seeds(study, tmp_path, monkeypatch):
     settings = []
     monkeypatch.setattr(study, "one_run", lambda setting, args, clock: settings.append(setting) or 1.0)
+    monkeypatch.setattr(study, "uses_bf16", lambda precision, device: precision == "auto")
     arguments = ["study.py", "--data_root", "data", "--work_dir", str(tmp_path), "--forms", "preconditioned"]
     monkeypatch.setattr(sys, "argv", [*arguments, "--seeds", "63", "64", "--modes", "quad", "--predictors", "x0"])
     study.main()
-    assert settings == [("quad", "x0", "preconditioned", "min-snr", seed) for seed in (63, 64)]
+    assert settings == [("quad", "x0", "preconditioned", "min-snr", "bf16", seed) for seed in (63, 64)]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--precision", "fp32", "--modes", "quad", "--predictors", "x0"])
+    study.main()
+    assert settings[2:] == [("quad", "x0", "preconditioned", "min-snr", "fp32", 63)]
+
+
+def test_another_study_wants_another_folder(program, study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "one_run", lambda setting, args, clock: 1.0)
+    arguments = ["--data_root", "data", "--work_dir", "w"]
+    monkeypatch.setattr(sys, "argv", ["study.py", *arguments, "--flags", "--ch 64"])
+    study.main()
+    for other, words in [
+        (arguments, "argument --flags: '--image_resolution 32 --ch 32"),
+        (["--data_root", "others", *arguments[2:], "--flags", "--ch 64"], "others' is not what w was begun with"),
+    ]:
+        run = program("../report/study.py", *other, "--train_num_steps", 1)
+        assert refused(run, words) and "another study wants another --work_dir" in run.stderr
 
 
 @pytest.fixture
@@ -375,6 +394,11 @@ def test_every_way_of_sampling_is_measured_and_none_twice(load_report, small_cha
     with pytest.raises(SystemExit):
         call("--dims", "192")
     assert "argument --dims: t.csv has FID-64, which FID-192 cannot stand beside" in capsys.readouterr().err
+    network = awake(UNet(T=12, image_resolution=8, ch=32, ch_mult=[1], attn=[0], num_res_blocks=1))
+    DiffusionModule(network, DDPMScheduler(12, 1e-3, 0.3, "cosine"), "x0").save(tmp_path / "other.ckpt")
+    with pytest.raises(SystemExit):
+        call("--ckpt_path", "other.ckpt")
+    assert "argument --out: t.csv is about another model than other.ckpt" in capsys.readouterr().err
 
 
 def test_the_floor_is_of_images_drawn_at_random(load_report, tmp_path, monkeypatch):
