@@ -1,12 +1,13 @@
 """Peak memory of a training step on a CPU: against batch and image size, with activations kept or computed twice.
 
     python benchmarks/memory.py                                  # the lab's network
-    python benchmarks/memory.py --ch 32 --batch_size 1 2 --image_resolution 16
+    python benchmarks/memory.py --ch 32 --batch_size 1 2 --image_resolution 16 --json memory.json
 
 Each figure is the peak of a process of its own, less what that process held before the step, from one step in float32.
 """
 
 import argparse
+import json
 import multiprocessing
 import resource
 import sys
@@ -18,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "image_diffusion_todo"))
 
 from network import UNet
-from options import OneLineParser, errors_in_one_line, integer_from
+from options import OneLineParser, errors_in_one_line, integer_from, writable_file
 
 
 def measure(ch: int, batch_size: int, resolution: int, activation_checkpointing: bool) -> tuple[float, float]:
@@ -40,9 +41,12 @@ def main() -> None:
     parser.add_argument("--batch_size", default=[1, 4, 8], help="(default: 1 4 8)", **many)
     parser.add_argument("--image_resolution", default=[64], help="(default: 64)", **many)
     parser.add_argument("--ch", type=integer_from(32), default=128, metavar="N", help="(default: 128)")
+    what = "also write all figures to this file"
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help=what)
     args = parser.parse_args()
     print("| images | batch | kept, GiB | computed twice, GiB | times as long |\n|---|---|---|---|---|")
     with errors_in_one_line():
+        rows = []
         for resolution in args.image_resolution:
             for batch_size in args.batch_size:
                 results = []
@@ -52,6 +56,10 @@ def main() -> None:
                 (kept, seconds), (saved, longer) = results
                 size = f"{resolution}x{resolution}"
                 print(f"| {size} | {batch_size} | {kept:.2f} | {saved:.2f} | {longer / seconds:.2f} |", flush=True)
+                row = {"image_resolution": resolution, "batch_size": batch_size, "ch": args.ch}
+                rows.append(row | {"kept_gib": kept, "twice_gib": saved, "times_as_long": longer / seconds})
+        if args.json:
+            args.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -365,11 +365,14 @@ def test_the_benchmark_of_training_measures_all_levers_of_this_device(program, t
 
 def test_the_benchmark_of_memory_sees_that_activations_are_not_kept(tmp_path):
     command = [sys.executable, PROGRAMS.parent / "benchmarks/memory.py", "--ch", "32", "--batch_size", "48"]
-    run = subprocess.run([*command, "--image_resolution", "32"], cwd=tmp_path, capture_output=True, text=True)
+    command += ["--image_resolution", "32", "--json", "memory.json"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     _, _, row = run.stdout.splitlines()
     size, batch, kept, twice, _ = (cell.strip() for cell in row.strip("|").split("|"))
     assert (size, batch) == ("32x32", "48") and float(twice) < 0.75 * float(kept)
+    (written,) = json.loads((tmp_path / "memory.json").read_text())
+    assert (f"{written['kept_gib']:.2f}", f"{written['twice_gib']:.2f}") == (kept, twice)
 
 
 @pytest.mark.slow
