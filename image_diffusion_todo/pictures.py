@@ -49,7 +49,7 @@ def contact_sheet(folder: Path, count: int, per_row: int) -> Image.Image:
     """
     files = sorted(list_images(folder), key=lambda path: (len(path.stem), path.stem))[:count]
     if not files:
-        raise ValueError(f"{folder} holds no images")
+        raise ValueError(f"{folder} holds no images" if folder.is_dir() else f"there is no folder {folder}")
     images = [read_image(path) for path in files]
     if len({image.size for image in images}) > 1:
         raise ValueError(f"{folder} holds images of different sizes")

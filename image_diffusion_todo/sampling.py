@@ -127,7 +127,9 @@ def _difference(theirs: str | None, ours: str) -> str:
     try:
         theirs, ours = json.loads(theirs), json.loads(ours)
         return ", ".join(
-            f"{name} {theirs[name]} there, {ours[name]} here" for name in ours if theirs[name] != ours[name]
+            f"{name} {theirs[name]} there, {ours[name]} here"
+            for name in ours
+            if theirs[name] != ours[name] and None not in (theirs[name], ours[name])  # None goes with another method
         )
     except (TypeError, ValueError, KeyError):
         return "it carries no mark of this program"
@@ -160,6 +162,13 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
         num_steps = len(build_sampler(ddpm.var_scheduler, ddpm.predictor, *how).steps)
     except ValueError as error:
         raise ValueError(f"argument --{error}") from None
+    if (ddpm.predictor, ddpm.parametrization) == (
+        "mean",
+        "direct",
+    ) and num_steps < ddpm.var_scheduler.num_train_timesteps:
+        print(
+            "note: of a network that gives the mean itself, errors grow with the steps left out: ddpm leaves none out"
+        )
     settings = {
         "model": fingerprint_of(ddpm),
         "seed": args.seed,

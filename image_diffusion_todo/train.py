@@ -11,6 +11,7 @@ step={N}-{i}.png and the way to them, step={N}-traj.png.
 import argparse
 import json
 import random
+import sys
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from datetime import datetime
@@ -34,6 +35,7 @@ from trainer import StopSignals, Trainer, build_model
 # What may be changed on --resume. A run that is resumed with the same learning rate, device and parts ends the same.
 MAY_CHANGE = {"train_num_steps", "learning_rate", "log_interval", "data_root", "device", "gpu"}
 MAY_CHANGE |= {"compile", "activation_checkpointing", "accumulate"}
+STOPPED = 130  # the exit code of a run that was told to stop, as a shell has it after Ctrl-C
 ASK_EVERY = 10  # steps between the questions whether one of several processes was told to stop
 
 
@@ -196,8 +198,8 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
     processes.from_first(lambda: write_down(args, facts, data.train_ds.left_out, folder))
     if processes.is_first:
         on = f"{device}" if processes.size == 1 else f"{processes.size} devices"
-        drawn = "drawn " * facts["drawn_faces"]
-        print(f"{folder}: {facts['num_images']} {drawn}images, {data.num_classes} classes, on {on}")
+        images = f"{facts['num_images']} {'drawn ' * facts['drawn_faces']}images"
+        print(f"{folder}: {images}, {data.num_classes} class{'es' * (data.num_classes > 1)}, on {on}")
 
     bar = tqdm(desc="training", total=args.train_num_steps, initial=trainer.step, **processes.bar_settings)
     with StopSignals() as stop, bar:
@@ -216,10 +218,11 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
                 bar.set_postfix(loss=trainer.stats[-1]["loss"], refresh=False)
         trainer.save()
     if not processes.is_first:
-        return
+        sys.exit(STOPPED if stopping else 0)
     python = "python" if processes.size == 1 else f"torchrun --nproc_per_node {processes.size}"
     if stopping:
         print(f"stopped at step {trainer.step}; go on with: {python} train.py --resume {folder}")
+        sys.exit(STOPPED)  # so that `train.py && sampling.py` goes no further
     else:
         sample = f"python sampling.py --ckpt_path {folder / 'last.ckpt'} --save_dir samples/{folder.name}"
         print(f"finished at step {trainer.step}; sample with: {sample}")

@@ -23,6 +23,7 @@ sys.path[:0] = [str(PROGRAMS), str(Path(__file__).resolve().parent)]
 
 from csv_table import read_table, write_table
 from images import list_images, read_image, resize
+from layout import check_has_data
 from model import DiffusionModule
 from options import OneLineParser, errors_in_one_line, integer_from, writable_file
 from samplers import METHODS, build_sampler
@@ -92,6 +93,7 @@ def main() -> None:
     add("--dims", type=int, default=2048, metavar="D", help="features of the distance (default: 2048)")
     args = parser.parse_args()
     with errors_in_one_line(if_stopped="stopped; the same command goes on"):
+        check_has_data(args.data_root)
         ddpm = DiffusionModule(None, None).eval()
         ddpm.load(args.ckpt_path)
         to_measure = ways(args.methods, args.steps, ddpm.var_scheduler)

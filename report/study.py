@@ -26,12 +26,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "image_diffusion_todo"
-sys.path[:0] = [str(PROGRAMS), str(Path(__file__).resolve().parent)]
+sys.path[:0] = [str(PROGRAMS), str(PROGRAMS / "fid"), str(Path(__file__).resolve().parent)]
+
+import measure_fid
 
 from csv_table import read_table, write_table
+from layout import check_has_data
 from options import OneLineParser, choose_device, errors_in_one_line, integer_from, number_between, writable_file
 from scheduler import MODES, PREDICTORS
 from speed import PRECISIONS, uses_bf16
+from train import STOPPED
 
 # A network that trains on a CPU; the chain is short so that sampling is affordable too.
 SMALL = (
@@ -62,14 +66,11 @@ class Clock:
         return self.stopped.is_set() or time.monotonic() > self.deadline
 
 
-def run(command: list[object], cwd: Path, clock: Clock) -> str:
+def run(command: list[object], cwd: Path, clock: Clock) -> None:
     """Run a program; ask it to stop when the time is over, as Ctrl-C would.
 
-    Returns:
-        What it printed.
-
     Raises:
-        OutOfTime: when the time was over first.
+        OutOfTime: when the time was over first, or the program was told to stop by someone else.
         ValueError: when the program failed.
     """
     if clock.over:
@@ -77,23 +78,22 @@ def run(command: list[object], cwd: Path, clock: Clock) -> str:
     process = subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=cwd,
-        stdout=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
+        stdout=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C reaches this program alone, which passes it on: a second would end them
     )
     while True:
         try:
-            said, _ = process.communicate(timeout=0.5)
+            process.wait(timeout=0.5)
             break
         except subprocess.TimeoutExpired:
             if clock.over:
                 process.send_signal(signal.SIGINT)
-                process.communicate()
+                process.wait()
                 raise OutOfTime from None
+    if process.returncode == STOPPED:
+        raise OutOfTime
     if process.returncode:
         raise ValueError(f"{command[0]} failed with code {process.returncode}")
-    return said
 
 
 def sampler_of(predictor: str, parametrization: str, wanted: str) -> str:
@@ -117,6 +117,17 @@ def keep_to(begun: dict[str, str], file: Path) -> None:
     file.write_text(json.dumps(begun, indent=2) + "\n", encoding="utf-8")
 
 
+def check_ready(args: argparse.Namespace) -> None:
+    """See that what comes after the training will find what it needs; the Inception weights are fetched now.
+
+    Raises:
+        ValueError, OSError: when something is missing.
+    """
+    check_has_data(args.data_root)
+    measure_fid.images_to_measure(args.data_root / "eval")
+    measure_fid.load_inception(768, "cpu")
+
+
 def one_run(setting: Setting, args: argparse.Namespace, clock: Clock) -> float:
     """Train (or go on), sample and measure; the distance."""
     mode, predictor, parametrization, loss_weight, precision, seed = setting
@@ -130,9 +141,7 @@ def one_run(setting: Setting, args: argparse.Namespace, clock: Clock) -> float:
         command += ["--parametrization", parametrization, "--loss_weight", loss_weight]
     command += ["--data_root", args.data_root.resolve(), *args.flags.split(), "--precision", precision]
     command += ["--train_num_steps", args.train_num_steps, "--log_interval", args.train_num_steps]
-    said = run(command, place, clock)
-    if f"finished at step {args.train_num_steps}" not in said:
-        raise OutOfTime
+    run(command, place, clock)
     (checkpoint,) = place.glob("results/*/*/*/last.ckpt")
     method = sampler_of(predictor, parametrization, args.sample_method)
     samples = place / f"samples-{args.train_num_steps}-{args.num_samples}-{method}"
@@ -198,6 +207,7 @@ def main() -> None:
             sampler = sampler_of(predictor, form, args.sample_method)
             setting = mode, predictor, form, FORMS[form], precision, seed
             wanted[tuple(map(str, (*setting, args.train_num_steps, args.num_samples, sampler)))] = setting
+        check_ready(args)
         if there := done & wanted.keys():
             print(f"{len(there)} of {len(wanted)} runs are in {out} already, with these steps and seeds")
         runs = []

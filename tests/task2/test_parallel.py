@@ -36,9 +36,9 @@ def faces(tmp_path_factory):
     return root
 
 
-def finish(programs):
+def finish(programs, code=0):
     codes = [program.finish() for program in programs]
-    assert codes == [0] * len(programs), "".join(program.said for program in programs)
+    assert codes == [code] * len(programs), "".join(program.said for program in programs)
     return programs[0].said
 
 
@@ -106,7 +106,7 @@ def test_two_that_are_stopped_and_resumed_end_the_same(faces, tmp_path):
         time.sleep(0.02)
     assert list(tmp_path.glob("parts/results/*/*/*/step=20-traj.png")), programs[0].said
     os.kill(programs[1].process.pid, signal.SIGTERM)  # one is told, both stop
-    said = finish(programs)
+    said = finish(programs, code=130)
     assert "stopped at step" in said
     parts = only_run(tmp_path / "parts")
     assert 20 <= read_checkpoint(parts / "last.ckpt")["training"]["step"] < 150

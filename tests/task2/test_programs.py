@@ -184,7 +184,7 @@ def test_a_stopped_run_goes_on_in_its_folder(program, task_folder, faces, tmp_pa
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0, stderr
+    assert process.returncode == 130, stderr
     folder = only_run(tmp_path)
     step = read_checkpoint(folder / "last.ckpt")["training"]["step"]
     assert f"stopped at step {step}" in stdout and "--resume" in stdout

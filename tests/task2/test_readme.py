@@ -103,7 +103,7 @@ def read_csv(root, name):
 
 def test_the_table_of_predictors_shows_the_study(root, text):
     """The mean over seeds, by the whole chain and by the solver; the preconditioned predictors are one column."""
-    study = read_csv(root, "study.csv")
+    study = [row for row in read_csv(root, "study.csv") if row["precision"] == "bf16"]
     budget = Counter(row["steps"] for row in study).most_common(1)[0][0]
     for mode in MODES:
         columns = [("direct", [name]) for name in PREDICTORS] + [("preconditioned", PREDICTORS)]
@@ -149,14 +149,33 @@ def test_the_table_of_levers_shows_what_was_measured(root, text):
 
 
 def test_what_is_said_of_bf16_was_measured(root, text):
-    rows = read_csv(root, "precision.csv")
-    study = read_csv(root, "study.csv")
-    for row in rows:
-        if row["precision"] == "bf16":  # a run of the study itself
-            assert {name: value for name, value in row.items() if name != "precision"} in study
-    shown = {(row["precision"], row["seed"]): f"{float(row['fid768']):.2f}" for row in rows}
+    model = {"mode": "cosine", "predictor": "noise", "parametrization": "preconditioned", "steps": "2000"}
+    shown = {
+        (row["precision"], row["seed"]): f"{float(row['fid768']):.2f}"
+        for row in read_csv(root, "study.csv")
+        if model.items() <= row.items() and row["sampler"] == "dpm"
+    }
     said = (
-        f"FID-768 {shown['bf16', '63']} with seed 63, {shown['bf16', '64']} with seed 64, "
-        f"and {shown['fp32', '63']} with seed 63 in float32"
+        f"FID-768 {shown['bf16', '63']} with seed 63 and {shown['bf16', '64']} with seed 64, "
+        f"in float32 {shown['fp32', '63']} and {shown['fp32', '64']}"
     )
     assert said in " ".join(text.split())
+
+
+def test_the_table_of_memory_shows_what_was_measured(root, text):
+    rows = []
+    for name in ("memory_cpu", "memory_cpu_large"):
+        rows += json.loads((root / f"report/tables/{name}.json").read_text())
+    assert len(rows) == 5
+    for row in rows:
+        size = f"{row['image_resolution']}x{row['image_resolution']}"
+        figures = [f"{row[name]:.2f}" for name in ("kept_gib", "twice_gib", "times_as_long")]
+        assert [str(row["batch_size"]), *figures] in table_rows(text, size)
+
+
+def test_the_table_of_the_distance_shows_what_was_measured(root, text):
+    found = json.loads((root / "report/tables/fid_cpu.json").read_text())
+    for row in found["rows"]:
+        seconds = [f"{row[program]['median']:.3g}" for program in ("pytorch_fid", "ours")]
+        expected = [*seconds, f"{row['speedup']:.3g}", f"{row['relative_difference']:.1e}"]
+        assert expected in table_rows(text, row["what"])

@@ -42,8 +42,11 @@ def explain(load_report):
 
 
 @pytest.fixture
-def study(load_report):
-    return load_report("study")
+def study(load_report, monkeypatch):
+    """The program, which does not look whether data and weights are there."""
+    program = load_report("study")
+    monkeypatch.setattr(program, "check_ready", lambda args: None)
+    return program
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
@@ -129,15 +132,13 @@ def test_the_study_goes_through_all_combinations_and_goes_on_after_a_stop(study,
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.json").touch()
             if len(trained) == 5:
-                return "stopped at step 2"
+                raise study.OutOfTime
             (folder / "last.ckpt").touch()
-            return "finished at step 7"
         if name == "sampling.py":
             asked.append(arguments)
             sampled[cwd.name] = arguments[arguments.index("--sample_method") + 1]
         if name == "measure_fid.py":
             Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps({"distance": len(trained)}))
-        return ""
 
     monkeypatch.setattr(study, "run", run)
     arguments = ["study.py", "--data_root", "data", "--work_dir", str(tmp_path / "w"), "--out", str(tmp_path / "t.csv")]
@@ -245,7 +246,8 @@ def test_ctrl_c_reaches_each_run_of_the_study_once(request, tmp_path):
     code = (
         f"import runpy, sys; sys.argv = {[str(program), '--data_root', 'd', '--work_dir', 'w', '--jobs', '2']!r}\n"
         f"sys.path.insert(0, {str(program.parent)!r})\nimport pathlib, study\n"
-        f"study.PROGRAMS = pathlib.Path({str(tmp_path)!r})\nstudy.main()\n"
+        f"study.PROGRAMS = pathlib.Path({str(tmp_path)!r})\n"
+        "study.check_ready = lambda args: None\nstudy.main()\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True
@@ -302,6 +304,27 @@ def test_a_study_of_one_form_or_several_seeds(study, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [*arguments, "--precision", "fp32", "--modes", "quad", "--predictors", "x0"])
     study.main()
     assert settings[2:] == [("quad", "x0", "preconditioned", "min-snr", "fp32", 63)]
+
+
+def test_a_study_looks_for_data_and_weights_before_it_trains(load_report, program, tmp_path, monkeypatch):
+    study = load_report("study")
+    trained = []
+    monkeypatch.setattr(study.subprocess, "Popen", lambda *command, **how: trained.append(command))
+
+    def load_inception(*which):
+        raise ValueError("no weights")
+
+    monkeypatch.setattr(study.measure_fid, "load_inception", load_inception)
+    write_drawn_set(tmp_path / "afhq", 2)
+
+    def run(data_root):
+        return program("../report/study.py", "--data_root", data_root, "--work_dir", tmp_path / f"w-{len(data_root)}")
+
+    assert refused(run("nowhere"), "argument --data_root: nowhere holds no train/ and val/")
+    assert refused(run("afhq"), "eval")
+    shutil.copytree(tmp_path / "afhq/train/cat", tmp_path / "afhq/eval")
+    assert refused(run("afhq"), "no weights")
+    assert not trained
 
 
 def test_another_study_wants_another_folder(program, study, tmp_path, monkeypatch):

@@ -136,3 +136,13 @@ def test_what_is_missing_is_named(copied, old, new, complaint):
 def test_what_is_committed_for_the_report_is_small(build):
     files = [path for folder in ("figures", "tables") for path in (build.REPORT / folder).iterdir()]
     assert sum(path.stat().st_size for path in [*files, build.REPORT / "report.pdf"]) < 5_000_000
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_runs_of_ones_own_need_not_be_those_of_the_study(copied, tmp_path, rows):
+    """As `figures.py` leaves them after runs of another length, or of some combinations only."""
+    table = tmp_path / "report/tables/runs.csv"
+    names, *runs = table.read_text().splitlines()
+    assert any(",2000," in run for run in runs)
+    table.write_text("\n".join([names, *(run.replace(",2000,", ",100000,") for run in runs[3:][:rows])]) + "\n")
+    assert len(pages(copied)) > 5

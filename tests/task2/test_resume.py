@@ -89,7 +89,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(program, undisturbed, faces
         with monkeypatch.context() as patch:
             stop_at(step, patch, random.choice([signal.SIGINT, signal.SIGTERM]))
             run = program("train.py", *resume)
-        assert run.returncode == 0, run.stderr
+        assert run.returncode == 130, run.stderr
         folder = only_run(tmp_path)
         assert re.search(rf"stopped at step {step}; go on with: python train.py --resume .*{folder.name}", run.stdout)
         resume = ["--resume", folder]
@@ -114,7 +114,7 @@ def test_a_stop_during_the_pictures_makes_them_later(program, undisturbed, faces
         with monkeypatch.context() as patch:
             patch.setattr(trainer, "follow", interrupted)
             run = program("train.py", *arguments)
-        assert run.returncode == 0 and "stopped at step 0" in run.stdout
+        assert run.returncode == 130 and "stopped at step 0" in run.stdout
         folder = only_run(tmp_path)
         assert not list(folder.glob("step=*"))
         arguments = ["--resume", folder]

@@ -423,3 +423,20 @@ def test_a_folder_goes_on_with_its_own_method_only(program, command, tmp_path):
 def test_bad_settings_are_one_line(program, command, tmp_path, options, words):
     assert refused(program(*command, "out", *options), words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("predictor", "parametrization"), [("mean", "direct"), ("mean", "preconditioned"), ("x0", "direct")]
+)
+def test_whoever_leaves_out_steps_of_a_mean_is_told(program, tmp_path, predictor, parametrization):
+    network = awake(UNet(T=12, **SMALL))
+    ddpm = DiffusionModule(network, DDPMScheduler(12, 1e-3, 0.3), predictor, parametrization=parametrization)
+    ddpm.save(tmp_path / "model.ckpt")
+    said = {}
+    for method in ("ddpm", "dpm"):
+        flags = ["--num_samples", 2, "--sample_method", method, "--save_dir", method]
+        steps = ["--num_inference_steps", 3] if method == "dpm" else []
+        run = program("sampling.py", "--ckpt_path", "model.ckpt", *flags, *steps)
+        assert run.returncode == 0, run.stderr
+        said[method] = "note: of a network that gives the mean itself" in run.stdout
+    assert said == {"ddpm": False, "dpm": (predictor, parametrization) == ("mean", "direct")}

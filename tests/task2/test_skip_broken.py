@@ -231,7 +231,7 @@ def test_resumed_is_bit_for_bit_the_same(program, root, broken, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", train_step)
         run = program("train.py", "--data_root", root, *TINY, "--skip_broken")
-    assert run.returncode == 0 and "stopped at step 3" in run.stdout
+    assert run.returncode == 130 and "stopped at step 3" in run.stdout
     folder = only_run(tmp_path)
     run = program("train.py", "--resume", folder)
     assert run.returncode == 0 and "2 broken images are left out" in run.stdout
