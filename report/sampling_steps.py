@@ -2,10 +2,11 @@
 
     python report/sampling_steps.py --ckpt_path RUN/last.ckpt --data_root DIR --save_dir DIR --out TABLE.csv
 
-Each number of --steps is tried with both solvers; the last row is DDPM's whole chain. The first row of the table is the
-floor: as many real training images, drawn at random, against the same validation images. `DIR/eval` must hold these at
-the size of the model (`dataset.py --image_resolution`). What the FID program said lies beside the samples, for
-`figures.py --fid`. Stopped and called again, it goes on. A table is about one model, which it names by a fingerprint.
+Each number of --steps is tried with both solvers; the last row is DDPM's whole chain. The first rows of the table are
+the floor and a ceiling: as many real training images, drawn at random, against the same validation images, and images
+of plain noise. `DIR/eval` must hold the validation images at the size of the model (`dataset.py --image_resolution`).
+What the FID program said lies beside the samples, for `figures.py --fid`. Stopped and called again, it goes on. A table
+is about one model, which it names by a fingerprint.
 """
 
 import argparse
@@ -14,8 +15,11 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "image_diffusion_todo"
@@ -31,7 +35,6 @@ from sampling import fingerprint_of
 from scheduler import DDPMScheduler
 
 COLUMNS = ("sample_method", "steps", "images", "distance", "name", "model")
-REAL = "real images"  # in place of a method
 
 
 def run(*command: object) -> None:
@@ -48,8 +51,8 @@ def distance(gt_dir: Path, gen_dir: Path, dims: int, result: Path) -> tuple[str,
     return f"{found['distance']:.4f}", found["name"]
 
 
-def floor(data_root: Path, number: int, resolution: int, dims: int) -> tuple[str, str]:
-    """The distance of so many real training images, drawn at random, from the validation images.
+def real_images(data_root: Path, number: int, resolution: int) -> Iterator[Image.Image]:
+    """So many training images, drawn at random.
 
     Raises:
         ValueError: when there are not so many.
@@ -57,12 +60,28 @@ def floor(data_root: Path, number: int, resolution: int, dims: int) -> tuple[str
     files = list_images(data_root / "train")
     if len(files) < number:
         raise ValueError(f"argument --num_samples: {data_root / 'train'} has only {len(files)} images to compare with")
+    for file in random.Random(0).sample(files, number):
+        yield resize(read_image(file), resolution)
+
+
+def plain_noise(_: Path, number: int, resolution: int) -> Iterator[Image.Image]:
+    """So many images whose pixels are drawn evenly and one by one."""
+    generator = np.random.default_rng(0)
+    for _ in range(number):
+        yield Image.fromarray(generator.integers(0, 256, (resolution, resolution, 3), dtype=np.uint8))
+
+
+LANDMARKS = {"real images": real_images, "plain noise": plain_noise}  # in place of a method
+
+
+def distance_of(images: Iterable[Image.Image], gt_dir: Path, dims: int) -> tuple[str, str]:
+    """The value and name of the distance of these images."""
     with tempfile.TemporaryDirectory() as folder:
-        images = Path(folder) / "images"
-        images.mkdir()
-        for i, file in enumerate(random.Random(0).sample(files, number)):
-            resize(read_image(file), resolution).save(images / f"{i}.png")
-        return distance(data_root / "eval", images, dims, Path(folder) / "fid.json")
+        place = Path(folder) / "images"
+        place.mkdir()
+        for i, image in enumerate(images):
+            image.save(place / f"{i}.png")
+        return distance(gt_dir, place, dims, Path(folder) / "fid.json")
 
 
 def ways(methods: Collection[str], steps: Iterable[int], scheduler: DDPMScheduler) -> dict[tuple[str, int], int]:
@@ -106,12 +125,13 @@ def main() -> None:
             raise ValueError(f"argument --out: {args.out} is about another model than {args.ckpt_path}")
         done = {tuple(row[name] for name in COLUMNS[:3]) for row in rows}
 
-        for method, steps in [(REAL, 0), *to_measure]:
+        for method, steps in [*((name, 0) for name in LANDMARKS), *to_measure]:
             key = method, str(steps), str(args.num_samples)
             if key in done:
                 continue
-            if method == REAL:
-                found = floor(args.data_root, args.num_samples, ddpm.image_resolution, args.dims)
+            if method in LANDMARKS:
+                images = LANDMARKS[method](args.data_root, args.num_samples, ddpm.image_resolution)
+                found = distance_of(images, args.data_root / "eval", args.dims)
             else:
                 folder = (args.save_dir / str(args.num_samples) / f"{method}-{steps}").resolve()
                 command = ["sampling.py", "--ckpt_path", args.ckpt_path.resolve(), "--save_dir", folder]

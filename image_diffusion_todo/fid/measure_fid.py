@@ -197,7 +197,8 @@ def features_of_folder(folder: str | os.PathLike, network: InceptionV3, batch_si
             if not features[-1].isfinite().all():
                 raise ValueError(
                     f"{weights_file()}: its features of width {output.shape[1]} are not finite, so the file is damaged "
-                    f"or incomplete there; fetch it anew, or try other --dims ({', '.join(map(str, WIDTHS))})"
+                    f"or incomplete there; fetch it anew, or try other --dims "
+                    f"({', '.join(str(width) for width in WIDTHS if width != output.shape[1])})"
                 )
             bar.update(len(images))
     return torch.cat(features).numpy()

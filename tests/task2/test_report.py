@@ -401,11 +401,15 @@ def test_every_way_of_sampling_is_measured_and_none_twice(load_report, small_cha
         call(*settings)
     assert len(measured) == 3 and len(rows()) == 2
     call(*settings)
-    expected = [("real images", 0)] + [(name, n) for n in (3, 5, 11) for name in ("dpm", "ddim")] + [("ddpm", 12)]
+    expected = (
+        [("real images", 0), ("plain noise", 0)]
+        + [(name, n) for n in (3, 5, 11) for name in ("dpm", "ddim")]
+        + [("ddpm", 12)]
+    )
     assert [(row["sample_method"], int(row["steps"])) for row in rows()] == expected
-    assert asked == ["3", "3", "3", "5", "5", "12", "12", "12"]  # the second was done when the failure came
+    assert asked == ["3", "3", "3", "5", "5", "12", "12", "12"]  # the first twice: the failure came after it
     assert {(row["images"], row["distance"], row["name"]) for row in rows()} == {("4", "4.0000", "FID-64")}
-    names = sorted(f"{name}-{n}" for name, n in expected[1:])
+    names = sorted(f"{name}-{n}" for name, n in expected[2:])
     assert sorted(path.name for path in Path("s/4").iterdir() if path.is_dir()) == names
     assert sorted(path.stem for path in Path("s/4").glob("*.json")) == names
     assert len(order[0]) == 6 and not Path(measured[0]).exists()
@@ -413,7 +417,11 @@ def test_every_way_of_sampling_is_measured_and_none_twice(load_report, small_cha
     call(*settings)
     assert len(measured) == before
     call("--steps", "5", "--methods", "dpm", "--num_samples", "2")
-    assert [(row["sample_method"], row["images"]) for row in rows()[8:]] == [("real images", "2"), ("dpm", "2")]
+    assert [(row["sample_method"], row["images"]) for row in rows()[9:]] == [
+        ("real images", "2"),
+        ("plain noise", "2"),
+        ("dpm", "2"),
+    ]
     with pytest.raises(SystemExit):
         call("--dims", "192")
     assert "argument --dims: t.csv has FID-64, which FID-192 cannot stand beside" in capsys.readouterr().err
@@ -425,6 +433,7 @@ def test_every_way_of_sampling_is_measured_and_none_twice(load_report, small_cha
 
 
 def test_the_floor_is_of_images_drawn_at_random(load_report, tmp_path, monkeypatch):
+    """And the ceiling of pixels that are all alike likely."""
     steps = load_report("sampling_steps")
     (tmp_path / "train/a").mkdir(parents=True)
     for i in range(40):
@@ -437,9 +446,12 @@ def test_the_floor_is_of_images_drawn_at_random(load_report, tmp_path, monkeypat
 
     monkeypatch.setattr(steps, "run", run)
     for _ in range(2):
-        assert steps.floor(tmp_path, 10, 8, 2048) == ("1.0000", "FID")
+        images = steps.real_images(tmp_path, 10, 8)
+        assert steps.distance_of(images, tmp_path / "eval", 2048) == ("1.0000", "FID")
     assert kept[0] == kept[1] and len(set(kept[0])) == 10
     assert not set(kept[0]) <= set(range(10)) and not set(kept[0]) <= set(range(30, 40))
+    noise = np.stack([np.asarray(image) for image in steps.plain_noise(tmp_path, 10, 8)])
+    assert noise.shape == (10, 8, 8, 3) and np.histogram(noise, 4)[0].min() > 400
 
 
 def test_a_floor_needs_as_many_real_images(program, small_chain):
