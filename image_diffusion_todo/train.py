@@ -148,6 +148,7 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
 
     Raises:
         ValueError, OSError: for settings or files that do not fit, with a line for the user.
+        SystemExit: with the code `STOPPED`, after a stop that was asked for.
     """
     processes = Processes()
     device = processes.device(args.device, args.gpu)

@@ -148,10 +148,10 @@ class Trainer:
         network = self.ddpm.network
         self.weights = list(network.parameters())
         if self.processes.size > 1:
-            # Starts by giving all the first one's weights. The only buffer, of the time embedding, never changes.
-            # PyTorch 2.14 has a new name for that flag, and the strides of a 1x1 kernel mean nothing.
+            # PyTorch 2.14 has a new name for a flag below, and the strides of a 1x1 kernel mean nothing.
             for harmless in ("`broadcast_buffers` is deprecated", "Grad strides do not match bucket view strides"):
                 warnings.filterwarnings("ignore", harmless)
+            # Starts by giving all the first one's weights. The only buffer, of the time embedding, never changes.
             network = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.ema = EMA(self.ddpm.network, args.ema_decay)
         averaged = self.ema.network

@@ -229,7 +229,17 @@ def test_a_program_that_fails_ends_the_study_in_one_line(study, tmp_path, monkey
         return study.run([patient, f"saved-{setting[0]}"], tmp_path, clock)  # under way when the second fails
 
     monkeypatch.setattr(study, "one_run", one_run)
-    arguments = ["study.py", "--data_root", "d", "--work_dir", "w", "--jobs", "2", "--out", str(tmp_path / "t")]
+    arguments = [
+        "study.py",
+        "--data_root",
+        "d",
+        "--work_dir",
+        str(tmp_path),
+        "--jobs",
+        "2",
+        "--out",
+        str(tmp_path / "t"),
+    ]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as stop:
         study.main()
