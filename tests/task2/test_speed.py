@@ -280,6 +280,22 @@ def test_a_compiled_network_learns_and_samples_the_same(tmp_path):
         assert max_difference(trainer.sampler.ask(x, t, None), eager(x, t)) < 1e-5
 
 
+def test_what_is_compiled_is_asked_for_batches_of_one_size(program, tmp_path, monkeypatch):
+    """Another size would be compiled anew, which takes a minute."""
+    small_model().save(tmp_path / "model.ckpt")
+    sizes = set()
+
+    def compiled(network):
+        network.register_forward_pre_hook(lambda network, given: sizes.add(len(given[0])))
+        return network
+
+    monkeypatch.setattr(speed, "compiled", compiled)
+    flags = ["--num_samples", 5, "--batch_size", 2, "--sample_method", "dpm", "--num_inference_steps", 2]
+    run = program("sampling.py", "--ckpt_path", "model.ckpt", "--save_dir", "out", *flags, "--compile", "on")
+    assert run.returncode == 0, run.stderr
+    assert sizes == {2} and len(list((tmp_path / "out").iterdir())) == 5
+
+
 @pytest.fixture
 def benchmark(load_report):
     return load_report("../benchmarks/training")
