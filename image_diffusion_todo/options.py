@@ -44,7 +44,7 @@ def errors_in_one_line(if_stopped: str = "stopped") -> Iterator[None]:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             message = "out of memory: a smaller --batch_size needs less, and so does train.py with --accumulate"
         elif re.search("Connection (closed|reset) by peer", str(error)):
-            message = "another process of this program has ended, and says why"
+            message = "another process of this program has ended; what it printed, if anything, says why"
         else:
             raise
     print(f"{Path(sys.argv[0]).name}: error: {one_line(message)}", file=sys.stderr)

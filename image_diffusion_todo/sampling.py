@@ -162,12 +162,10 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
         num_steps = len(build_sampler(ddpm.var_scheduler, ddpm.predictor, *how).steps)
     except ValueError as error:
         raise ValueError(f"argument --{error}") from None
-    if (ddpm.predictor, ddpm.parametrization) == (
-        "mean",
-        "direct",
-    ) and num_steps < ddpm.var_scheduler.num_train_timesteps:
+    leaps = num_steps < ddpm.var_scheduler.num_train_timesteps
+    if processes.is_first and leaps and (ddpm.predictor, ddpm.parametrization) == ("mean", "direct"):
         print(
-            "note: of a network that gives the mean itself, errors grow with the steps left out: ddpm leaves none out"
+            "note: of a network that gives the mean itself, errors grow with the steps left out; ddpm leaves none out"
         )
     settings = {
         "model": fingerprint_of(ddpm),

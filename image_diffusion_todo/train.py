@@ -218,6 +218,7 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
             if trainer.stats:
                 bar.set_postfix(loss=trainer.stats[-1]["loss"], refresh=False)
         trainer.save()
+        processes.any(False)  # none ends before the first has saved: torchrun would end the others then
     if not processes.is_first:
         sys.exit(STOPPED if stopping else 0)
     python = "python" if processes.size == 1 else f"torchrun --nproc_per_node {processes.size}"

@@ -67,7 +67,8 @@ def main() -> None:
     run(FACES, f"pictures.py {DATA}/eval --out results/demo/data.png")
     shutil.copy(trained / f"step={NUM_STEPS}-traj.png", DEMO / "trajectory.png")
     shutil.copy(trained / "loss.png", DEMO / "loss.png")
-    trained.rename(DEMO / "run")  # out of the way of runs that mean something
+    shutil.copy(trained / "last.ckpt", DEMO / "last.ckpt")
+    shutil.rmtree(trained)  # report/figures.py would take it for one of the lab's runs
     if not run(FACES, f"fid/measure_fid.py {DATA}/eval results/demo/samples --dims 192", may_fail=True):
         print("No distance without the Inception weights; everything else is there.")
 

@@ -101,20 +101,19 @@ def sampler_of(predictor: str, parametrization: str, wanted: str) -> str:
     return "ddpm" if (predictor, parametrization) == ("mean", "direct") else wanted
 
 
-def keep_to(begun: dict[str, str], file: Path) -> None:
-    """See that a study goes on with the flags that it was begun with, which `file` keeps.
+def keep_to(settings: dict[str, str], file: Path) -> None:
+    """See that a study has the flags that its first finished run had, which `file` keeps.
 
     Raises:
-        ValueError: when it does not; OSError when they cannot be written.
+        ValueError: when it has not.
     """
-    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else begun
-    for name, value in begun.items():
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else settings
+    for name, value in settings.items():
         if before.get(name) != value:
             raise ValueError(
-                f"argument --{name}: {value!r} is not what {file.parent} was begun with, {before.get(name)!r}: "
-                "another study wants another --work_dir"
+                f"argument --{name}: {value!r} is not what {file} says of the study so far, {before.get(name)!r}: "
+                "another study wants another --work_dir and --out"
             )
-    file.write_text(json.dumps(begun, indent=2) + "\n", encoding="utf-8")
 
 
 def check_ready(args: argparse.Namespace) -> None:
@@ -181,10 +180,13 @@ def main() -> None:
     clock = Clock(args.minutes)
     with errors_in_one_line(if_stopped="stopped; the same command goes on"):
         args.work_dir.mkdir(parents=True, exist_ok=True)
-        keep_to({"flags": args.flags, "data_root": str(args.data_root.resolve())}, args.work_dir / "study.json")
         precision = "bf16" if uses_bf16(args.precision, choose_device("auto", 0)) else "fp32"
         out = args.out or args.work_dir / "study.csv"
         rows = read_table(out, COLUMNS)
+        settings = {"flags": args.flags, "data_root": str(args.data_root.resolve())}
+        records = [args.work_dir / "study.json", out.with_suffix(".json")]  # of the runs, and of the rows
+        for record in records:
+            keep_to(settings, record)
         done = {tuple(row[name] for name in COLUMNS[:-1]) for row in rows}
         writing = threading.Lock()
 
@@ -195,6 +197,8 @@ def main() -> None:
                 distance = one_run(setting, args, clock)
                 row = *key, f"{distance:.4f}"
                 with writing:
+                    for record in records:
+                        record.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
                     rows.append(dict(zip(COLUMNS, row, strict=True)))
                     write_table(out, COLUMNS, rows)
             except BaseException:

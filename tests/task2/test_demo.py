@@ -43,7 +43,7 @@ def test_the_demo_takes_its_own_run_and_puts_it_away(demo, tmp_path, monkeypatch
     monkeypatch.setattr(demo, "run", run)
     (demo.DEMO / "of the last demo").mkdir(parents=True)
     demo.main()
-    assert {path.name for path in demo.DEMO.iterdir()} == {"samples", "run", "loss.png", "trajectory.png"}
+    assert {path.name for path in demo.DEMO.iterdir()} == {"samples", "last.ckpt", "loss.png", "trajectory.png"}
     assert {path.name for path in old.parent.iterdir()} == {"old", "of somebody else"}
     assert [command.split()[0] for command in commands][:3] == ["ddpm_tutorial.py", "dataset.py", "train.py"]
     said = capsys.readouterr().out

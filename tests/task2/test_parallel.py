@@ -145,7 +145,10 @@ def test_who_loses_the_others_says_so_in_a_line(faces, tmp_path):
         time.sleep(0.02)
     assert first.kill(0.1)
     assert other.finish() == 2
-    assert other.said == "train.py: error: another process of this program has ended, and says why\n"
+    assert (
+        other.said
+        == "train.py: error: another process of this program has ended; what it printed, if anything, says why\n"
+    )
 
 
 @pytest.mark.parametrize(("rank", "hidden"), [("0", {False}), ("1", {True})])

@@ -125,7 +125,12 @@ def test_the_table_of_step_counts_shows_what_was_measured(root, text):
     for row in read_csv(root, "cats_cpu_sampling.csv"):
         if row["images"] == "500":
             measured[row["sample_method"], row["steps"]] = f"{float(row['distance']):.2f}"
-    assert f"drawn at random, have {measured.pop(('real images', '0'))}" in " ".join(text.split())
+    said = " ".join(text.split())
+    real, noise = (measured.pop((name, "0")) for name in ("real images", "plain noise"))
+    assert f"drawn at random, have {real} (the floor), and 500 images of plain noise {noise}" in said
+    many = [row["distance"] for row in read_csv(root, "cats_cpu_sampling.csv") if row["images"] == "2000"]
+    floor, best = (f"{float(distance):.2f}" for distance in many if float(distance) < 1)
+    assert f"--num_samples 2000`) have {best}, and 2000 real cats {floor}" in said
     (counts,) = table_rows(text, "network calls an image")
     shown = {}
     for method in ("dpm", "ddim", "ddpm"):

@@ -328,7 +328,7 @@ def test_a_study_looks_for_data_and_weights_before_it_trains(load_report, progra
     write_drawn_set(tmp_path / "afhq", 2)
 
     def run(data_root):
-        return program("../report/study.py", "--data_root", data_root, "--work_dir", tmp_path / f"w-{len(data_root)}")
+        return program("../report/study.py", "--data_root", data_root, "--work_dir", "w")
 
     assert refused(run("nowhere"), "argument --data_root: nowhere holds no train/ and val/")
     assert refused(run("afhq"), "eval")
@@ -343,12 +343,17 @@ def test_another_study_wants_another_folder(program, study, tmp_path, monkeypatc
     arguments = ["--data_root", "data", "--work_dir", "w"]
     monkeypatch.setattr(sys, "argv", ["study.py", *arguments, "--flags", "--ch 64"])
     study.main()
+    same = ["--flags", "--ch 64"]
     for other, words in [
         (arguments, "argument --flags: '--image_resolution 32 --ch 32"),
-        (["--data_root", "others", *arguments[2:], "--flags", "--ch 64"], "others' is not what w was begun with"),
+        (["--data_root", "others", *arguments[2:], *same], "others' is not what w/study.json says of the study so far"),
+        (
+            ["--data_root", "others", "--work_dir", "new", "--out", "w/study.csv", *same],
+            "others' is not what w/study.json",
+        ),
     ]:
         run = program("../report/study.py", *other, "--train_num_steps", 1)
-        assert refused(run, words) and "another study wants another --work_dir" in run.stderr
+        assert refused(run, words) and "another study wants another --work_dir and --out" in run.stderr
 
 
 @pytest.fixture

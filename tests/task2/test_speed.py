@@ -321,6 +321,8 @@ def test_each_lever_of_the_benchmark_is_pulled_and_changes_no_loss(benchmark, ne
     # Adam reads its count of steps, too; only a loss has a history.
     monkeypatch.setattr(torch.Tensor, "item", lambda x: (x.grad_fn is None or called.append("item"), read(x))[1])
     monkeypatch.setattr(benchmark, "written_out_attention", lambda *x: (called.append("attention"), attention(*x))[1])
+    resize = benchmark.resize
+    monkeypatch.setattr(benchmark, "resize", lambda *x: (called.append("decode"), resize(*x))[1])
 
     def losses_of(loop):
         images = next(loop.images)
@@ -336,6 +338,7 @@ def test_each_lever_of_the_benchmark_is_pulled_and_changes_no_loss(benchmark, ne
     loop = new_loop(levers)
     assert losses_of(loop) == pytest.approx(expected, rel=1e-5)
     assert loop.steps == 3 and loop.learner.bf16 is False
+    assert ("decode" in called) == ("cached bytes" not in levers)
     assert ("item" in called) == ("losses read rarely" not in levers)
     assert ("attention" in called) == ("fused attention" not in levers)
     assert bool(loop.optimizer.defaults["fused"]) == ("one-kernel Adam" in levers)
