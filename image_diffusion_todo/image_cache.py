@@ -101,9 +101,9 @@ def _decode(path: Path, resolution: int, skip_broken: bool) -> tuple[np.ndarray,
     try:
         return np.asarray(resize(read_image(path), resolution)).transpose(2, 0, 1), ""
     except (OSError, ValueError) as error:
-        if not skip_broken and isinstance(error, ValueError):
-            raise ValueError(f"{error}; train.py --skip_broken leaves such images out") from error
         if not skip_broken:
+            if isinstance(error, ValueError):
+                raise ValueError(f"{error}; train.py --skip_broken leaves such images out") from error
             raise
         return np.zeros((3, resolution, resolution), np.uint8), str(error)
 

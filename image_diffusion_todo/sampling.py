@@ -127,9 +127,7 @@ def _difference(theirs: str | None, ours: str) -> str:
     try:
         theirs, ours = json.loads(theirs), json.loads(ours)
         return ", ".join(
-            f"{name} {theirs[name]} there, {ours[name]} here"
-            for name in ours
-            if theirs[name] != ours[name] and None not in (theirs[name], ours[name])  # None goes with another method
+            f"{name} {theirs[name]} there, {ours[name]} here" for name in ours if theirs[name] != ours[name]
         )
     except (TypeError, ValueError, KeyError):
         return "it carries no mark of this program"

@@ -1,5 +1,7 @@
 """DDIM and DPM-Solver++(2M) against DDPM, diffusers and the exact solution for Gaussian data, for all predictors."""
 
+import json
+
 import diffusers
 import numpy as np
 import pytest
@@ -440,3 +442,10 @@ def test_whoever_leaves_out_steps_of_a_mean_is_told(program, tmp_path, predictor
         assert run.returncode == 0, run.stderr
         said[method] = "note: of a network that gives the mean itself" in run.stdout
     assert said == {"ddpm": False, "dpm": (predictor, parametrization) == ("mean", "direct")}
+
+
+def test_whichever_setting_differs_is_named():
+    from sampling import _difference
+
+    theirs = {"seed": 0, "eta": None, "cfg_scale": 7.5}
+    assert _difference(json.dumps(theirs), json.dumps(theirs | {"cfg_scale": None})) == "cfg_scale 7.5 there, None here"
