@@ -44,8 +44,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "image_diffusion
 
 import measure_fid
 
-from files import replacing
-from options import OneLineParser, device, errors_in_one_line, integer_from, writable_file
+from atomic import atomic_write
+from cli import ArgumentParser, device, exit_on_user_error, int_range, writable_file
 
 BATCH_SIZE = 50  # of both programs
 # As pytorch-fid's command line counts its worker processes.
@@ -201,14 +201,16 @@ def measure_all(args: argparse.Namespace, folder: Path) -> list[dict]:
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command line."""
-    parser = OneLineParser(description="Our FID program against pytorch-fid: times, and the difference of the numbers.")
+    parser = ArgumentParser(
+        description="Our FID program against pytorch-fid: times, and the difference of the numbers."
+    )
     add = parser.add_argument
-    add("--real", type=integer_from(2), default=1500, help="synthetic real feature vectors (default: 1500)")
-    add("--generated", type=integer_from(2), default=500, help="synthetic generated ones (default: 500)")
+    add("--real", type=int_range(2), default=1500, help="synthetic real feature vectors (default: 1500)")
+    add("--generated", type=int_range(2), default=500, help="synthetic generated ones (default: 500)")
     add("--dims", type=int, choices=measure_fid.WIDTHS, default=2048, help="number of features (default: 2048)")
-    add("--pictures", type=integer_from(2), default=16, help="pictures in each of the two folders (default: 16)")
-    add("--rounds", type=integer_from(1), default=3, help="of the distance and of the network (default: 3)")
-    add("--whole_rounds", type=integer_from(1), default=1, help="of the whole (default: 1)")
+    add("--pictures", type=int_range(2), default=16, help="pictures in each of the two folders (default: 16)")
+    add("--rounds", type=int_range(1), default=3, help="of the distance and of the network (default: 3)")
+    add("--whole_rounds", type=int_range(1), default=1, help="of the whole (default: 1)")
     add("--device", type=device, default="cpu", help="of the network: auto, cpu, cuda, cuda:1, mps (default: cpu)")
     add("--json", type=writable_file, metavar="FILE", help="also write all figures to this file")
     return parser
@@ -232,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the table."""
     args = make_parser().parse_args(arguments)
     random_weights = not measure_fid.weights_file().exists()
-    with errors_in_one_line(), tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ):
+    with exit_on_user_error(), tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ):
         if random_weights:
             os.environ["TORCH_HOME"] = str(Path(folder, "torch"))
             write_random_weights(measure_fid.weights_file())
@@ -251,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         del result["settings"]["json"]
         if args.json:
-            with replacing(args.json) as file:
+            with atomic_write(args.json) as file:
                 file.write((json.dumps(result, indent=2) + "\n").encode())
     print(table(rows))
     if random_weights:

@@ -18,8 +18,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "image_diffusion_todo"))
 
+from cli import ArgumentParser, exit_on_user_error, int_range, writable_file
 from network import UNet
-from options import OneLineParser, errors_in_one_line, integer_from, writable_file
 
 
 def measure(ch: int, batch_size: int, resolution: int, activation_checkpointing: bool) -> tuple[float, float]:
@@ -36,16 +36,16 @@ def measure(ch: int, batch_size: int, resolution: int, activation_checkpointing:
 
 def main() -> None:
     """The program."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    many = {"type": integer_from(1), "nargs": "+", "metavar": "N"}
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    many = {"type": int_range(1), "nargs": "+", "metavar": "N"}
     parser.add_argument("--batch_size", default=[1, 4, 8], help="(default: 1 4 8)", **many)
     parser.add_argument("--image_resolution", default=[64], help="(default: 64)", **many)
-    parser.add_argument("--ch", type=integer_from(32), default=128, metavar="N", help="(default: 128)")
+    parser.add_argument("--ch", type=int_range(32), default=128, metavar="N", help="(default: 128)")
     what = "also write all figures to this file"
     parser.add_argument("--json", type=writable_file, metavar="FILE", help=what)
     args = parser.parse_args()
     print("| images | batch | kept, GiB | computed twice, GiB | times as long |\n|---|---|---|---|---|")
-    with errors_in_one_line():
+    with exit_on_user_error():
         rows = []
         for resolution in args.image_resolution:
             for batch_size in args.batch_size:

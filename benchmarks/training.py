@@ -7,7 +7,7 @@
 The plain loop is what one writes first: images decoded in every epoch, attention as softmax(q k) v written out,
 PyTorch's default Adam, memory order and precision (float32, on NVIDIA GPUs with TF32 in convolutions), and the loss
 read from the device in every step. Then one lever after the other is added (on a CPU, that of bfloat16 takes the order
-of channels back, see `speed.prepare`); the last row is train.py's own `Trainer`. All rows run in one process and take
+of channels back, see `speed.place_network`); the last row is the `Trainer` of train.py. All rows take
 turns, so that a busy machine slows all of them; a figure is the median of its turns.
 """
 
@@ -34,12 +34,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "image_diffusion
 import module
 import speed
 import train
+from cli import ArgumentParser, choose_device, exit_on_user_error, float_range, int_range, writable_file
+from data_folder import check_has_data
 from dataset import AFHQDataModule, get_data_iterator, to_tensor
-from drawn_faces import write_drawn_set
 from images import resize
-from layout import check_has_data
 from model import DiffusionModule
-from options import OneLineParser, choose_device, errors_in_one_line, integer_from, number_between, writable_file
+from synthetic_faces import write_synthetic_set
 from trainer import EMA, Trainer, build_model
 
 LEVERS = (
@@ -101,14 +101,14 @@ class Loop:
         network = self.ddpm.network
         bf16 = "bf16" in levers and speed.uses_bf16("auto", device)
         if "channels last" in levers:
-            speed.prepare(network, device, bf16)
+            speed.place_network(network, device, bf16)
         self.ema = EMA(network, args.ema_decay)
         weights = list(network.parameters())
         if "one-kernel Adam" in levers:
             self.optimizer = speed.adam(weights, args.learning_rate, device)
         else:
             self.optimizer = torch.optim.Adam(weights, lr=args.learning_rate)
-        called = speed.compiled(network) if "compiled" in levers else network
+        called = speed.compile_network(network) if "compiled" in levers else network
         self.learner = DiffusionModule(called, self.ddpm.var_scheduler, args.predictor, bf16)
         self.images = self._images(data)
         self.steps = 0
@@ -145,7 +145,7 @@ def levers_here(args: argparse.Namespace, device: torch.device) -> list[str]:
     absent = set() if device.type == "cuda" else {"TF32"}
     if not speed.uses_bf16("auto", device):
         absent.add("bf16")
-    if not speed.compiles(args.compile, device, 10**6):
+    if not speed.should_compile(args.compile, device, 10**6):
         absent.add("compiled")
     return [lever for lever in LEVERS if lever not in absent]
 
@@ -170,8 +170,8 @@ def chain_seconds(ddpm: DiffusionModule, batch: int, args: argparse.Namespace, d
     size = args.image_resolution
     x, t = torch.randn(batch, 3, size, size, device=device), torch.full((batch,), 5, device=device)
     with torch.no_grad():
-        seconds_of(lambda: ddpm.ask(x, t, None), 3, device)  # warm-up, and compilation
-        return seconds_of(lambda: ddpm.ask(x, t, None), 20, device) * args.num_diffusion_train_timesteps
+        seconds_of(lambda: ddpm.predict(x, t, None), 3, device)  # warm-up, and compilation
+        return seconds_of(lambda: ddpm.predict(x, t, None), 20, device) * args.num_diffusion_train_timesteps
 
 
 def forward_flop(args: argparse.Namespace) -> float:
@@ -267,26 +267,26 @@ def show(result: dict, peak_tflops: float | None) -> str:
 
 def main() -> None:
     """The program."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--full", action="store_true", help="the lab's network at 64x64 rather than a small one at 32x32")
-    add("--batch_size", type=integer_from(1), nargs="+", default=[16], metavar="N", help="(default: 16)")
-    add("--turns", type=integer_from(1), default=5, metavar="N", help="turns of each row (default: 5)")
-    add("--steps", type=integer_from(1), default=4, metavar="N", help="steps a turn (default: 4)")
-    add("--compile", choices=speed.SWITCH, default="auto", help="auto: on GPUs (default: auto)")
+    add("--batch_size", type=int_range(1), nargs="+", default=[16], metavar="N", help="(default: 16)")
+    add("--turns", type=int_range(1), default=5, metavar="N", help="turns of each row (default: 5)")
+    add("--steps", type=int_range(1), default=4, metavar="N", help="steps a turn (default: 4)")
+    add("--compile", choices=speed.AUTO_ON_OFF, default="auto", help="auto: on GPUs (default: auto)")
     add("--data_root", type=Path, metavar="DIR", help="images to train on (default: faces drawn for the purpose)")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, mps (default: auto)")
     peak = "what the device can do at most, for the share of it"
-    add("--peak_tflops", type=number_between(0, 1e6), metavar="X", help=peak)
+    add("--peak_tflops", type=float_range(0, 1e6), metavar="X", help=peak)
     add("--json", type=writable_file, metavar="FILE", help="also write all figures to this file")
     given = parser.parse_args()
-    with errors_in_one_line(), tempfile.TemporaryDirectory() as folder:
+    with exit_on_user_error(), tempfile.TemporaryDirectory() as folder:
         device = choose_device(given.device, 0)
         root = given.data_root or Path(folder) / "afhq"
         if given.data_root:
             check_has_data(root)
         else:
-            write_drawn_set(root, max(100, *given.batch_size))
+            write_synthetic_set(root, max(100, *given.batch_size))
         results = []
         for batch_size in given.batch_size:
             flags = [*(FULL if given.full else SMALL).split(), "--batch_size", str(batch_size)]

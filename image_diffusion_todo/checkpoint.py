@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from files import replacing
+from atomic import atomic_write
 from network import UNet
 from scheduler import PARAMETRIZATIONS, PREDICTORS, DDPMScheduler
 
@@ -38,7 +38,7 @@ def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
         OSError: when the file cannot be written.
     """
     _check_finite(checkpoint)
-    with replacing(Path(path)) as file:
+    with atomic_write(Path(path)) as file:
         torch.save({"format": FORMAT, "version": VERSION} | checkpoint, file)
 
 

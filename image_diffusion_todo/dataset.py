@@ -1,7 +1,7 @@
-"""Folders of images as training data: AFHQ, drawn faces, or any set that lies like them (see `layout.py`).
+"""Folders of images as training data: AFHQ, drawn faces, or any set that lies like them (see `data_folder.py`).
 
     python dataset.py                 # get AFHQ if it is not there, and make data/afhq/eval
-    python dataset.py --drawn 500     # no download: draw 500 training images of each kind
+    python dataset.py --synthetic 500     # no download: draw 500 training images of each kind
 
 Afterwards `data/afhq/eval` holds every validation image at 64x64, for `fid/measure_fid.py`.
 """
@@ -20,12 +20,12 @@ from PIL import Image, PngImagePlugin
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from cli import ArgumentParser, exit_on_user_error, int_range
+from data_folder import SPLITS, is_synthetic, is_writable, resolve_root
 from download import download_afhq
-from drawn_faces import write_drawn_set
 from image_cache import cached_pixels
 from images import fingerprint, list_images, read_image, resize
-from layout import SPLITS, find_root, is_drawn, is_writable
-from options import OneLineParser, errors_in_one_line, integer_from
+from synthetic_faces import write_synthetic_set
 
 EVAL_RESOLUTION = 64
 
@@ -33,7 +33,7 @@ __all__ = [
     "AFHQDataModule",
     "AFHQDataset",
     "get_data_iterator",
-    "is_drawn",
+    "is_synthetic",
     "make_eval_images",
     "tensor_to_pil_image",
     "to_tensor",
@@ -149,12 +149,12 @@ class AFHQDataset(Dataset):
         return image if self.transform is None else self.transform(image), self.labels[index]
 
 
-class _DecodedAFHQDataset(AFHQDataset):
+class CachedAFHQDataset(AFHQDataset):
     """The same, resized, as float32 [3, R, R] in [-1, 1], from a memory-mapped file of bytes (see `image_cache.py`).
 
     Attributes:
         pixels: uint8 [N, 3, R, R]; decoded when first asked for.
-        left_out: what is wrong with each image that `skip_broken` left out; known, like the length, after `decode`.
+        skipped: what is wrong with each image that `skip_broken` left out; known, like the length, after `decode`.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class _DecodedAFHQDataset(AFHQDataset):
         self.resolution = resolution
         self.cache_name = split if max_num_images_per_cat == -1 else f"{split}-{max_num_images_per_cat}"
         self.skip_broken = skip_broken
-        self.left_out: list[str] = []
+        self.skipped: list[str] = []
 
     @cached_property
     def pixels(self) -> np.ndarray:
@@ -182,7 +182,7 @@ class _DecodedAFHQDataset(AFHQDataset):
                 reason = next(iter(broken.values()))
                 raise ValueError(f"{self.root / self.split}: all images of a class are broken, as {reason}")
             self.fnames, self.labels = [self.fnames[i] for i in whole], labels
-            self.left_out = list(broken.values())
+            self.skipped = list(broken.values())
             pixels = pixels[whole]  # in memory: the price of broken images
         return pixels
 
@@ -221,7 +221,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        dataset: _DecodedAFHQDataset,
+        dataset: CachedAFHQDataset,
         batch_size: int,
         seed: int,
         device: torch.device | str = "cpu",
@@ -284,7 +284,7 @@ class AFHQDataModule:
         transform: Callable[[Image.Image], torch.Tensor] | None = None,
         skip_broken: bool = False,
     ):
-        self.root = find_root(root)
+        self.root = resolve_root(root)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.image_resolution = image_resolution
@@ -295,7 +295,7 @@ class AFHQDataModule:
 
         def load(split: str) -> AFHQDataset:
             if transform is None:
-                return _DecodedAFHQDataset(
+                return CachedAFHQDataset(
                     self.root, split, image_resolution, max_num_images_per_cat, label_offset, skip_broken
                 )
             return AFHQDataset(self.root, split, transform, max_num_images_per_cat, label_offset)
@@ -349,11 +349,11 @@ class AFHQDataModule:
 
     @staticmethod
     def _decode(dataset: AFHQDataset) -> None:
-        if isinstance(dataset, _DecodedAFHQDataset):
+        if isinstance(dataset, CachedAFHQDataset):
             dataset.decode()  # only then is it known how many images are left
 
     def _loader(self, dataset: AFHQDataset, **how: bool) -> DataLoader:
-        decoded = isinstance(dataset, _DecodedAFHQDataset)  # a batch is then a copy of bytes: workers would only cost
+        decoded = isinstance(dataset, CachedAFHQDataset)  # a batch is then a copy of bytes: workers would only cost
         return DataLoader(dataset, self.batch_size, num_workers=0 if decoded else self.num_workers, **how)
 
 
@@ -428,30 +428,30 @@ def _made_from(path: Path) -> str | None:
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     place = "folder that holds, or shall hold, train/ and val/ (default: data/afhq)"
     add("--data_root", type=Path, default="data/afhq", metavar="DIR", help=place)
-    add("--drawn", type=integer_from(1), metavar="N", help="draw N training images a class instead of a download")
-    add("--seed", type=integer_from(0), default=0, metavar="N", help="of the drawn images (default: 0)")
+    add("--synthetic", type=int_range(1), metavar="N", help="draw N training images a class instead of a download")
+    add("--seed", type=int_range(0), default=0, metavar="N", help="of the drawn images (default: 0)")
     size = f"of the images in eval/: that of the model (default: {EVAL_RESOLUTION})"
-    add("--image_resolution", type=integer_from(1), default=EVAL_RESOLUTION, metavar="N", help=size)
+    add("--image_resolution", type=int_range(1), default=EVAL_RESOLUTION, metavar="N", help=size)
     args = parser.parse_args()
 
-    root = find_root(args.data_root)
+    root = resolve_root(args.data_root)
     if not root.is_dir():
         root = args.data_root
-    with errors_in_one_line():
-        if args.drawn:
-            write_drawn_set(root, args.drawn, args.seed)
+    with exit_on_user_error():
+        if args.synthetic:
+            write_synthetic_set(root, args.synthetic, args.seed)
         elif not any((root / split).is_dir() for split in SPLITS):
             download_afhq(root)
         train = AFHQDataset(root, "train")
         total, made = make_eval_images(root, args.image_resolution)
-    drawn = "drawn " * is_drawn(root)
+    drawn = "drawn " * is_synthetic(root)
     print(f"{root / 'train'}: {len(train)} {drawn}images of {', '.join(train.classes)}")
     print(f"{root / 'eval'}: {total} {drawn}images of {args.image_resolution}x{args.image_resolution}, {made} made now")
-    if drawn and not args.drawn:
+    if drawn and not args.synthetic:
         print(f"These faces are drawn. For AFHQ, remove {root} and call this program again")
 
 

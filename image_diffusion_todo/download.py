@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from data_folder import SPLITS, check_free, commit_dir, has_data, new_partial
 from images import SUFFIXES
-from layout import SPLITS, check_free, has_data, new_partial, publish
 
 AFHQ_URL = "https://www.dropbox.com/s/t9l9o3vsx2jai3z/afhq.zip?dl=1"
 AFHQ_COUNTS = {"train": 14_630, "val": 1_500}
@@ -31,7 +31,7 @@ def download_afhq(root: str | os.PathLike, url: str = AFHQ_URL, counts: Mapping[
     archive that somebody put at `<root>.zip` is used instead, and left there.
 
     Args:
-        root: the data root to be; what it will hold is described in `layout.py`.
+        root: the data root to be; what it will hold is described in `data_folder.py`.
         url: of a zip archive with `train/<class>/<image>` and `val/...`, in a folder `afhq/` or at its top.
         counts: how many images each split must have.
 
@@ -57,7 +57,7 @@ def download_afhq(root: str | os.PathLike, url: str = AFHQ_URL, counts: Mapping[
             raise  # the disk, not the network
         raise ConnectionError(
             f"cannot download AFHQ ({error}): fetch {url} in another way and put it at {archive}, "
-            f"or draw a data set with `python dataset.py --data_root {root} --drawn 500`"
+            f"or draw a data set with `python dataset.py --data_root {root} --synthetic 500`"
         ) from error
     try:
         _unpack(part, root, counts)
@@ -127,7 +127,7 @@ def _unpack(archive: Path, root: Path, counts: Mapping[str, int]) -> None:
             raise ValueError(f"{archive} is not a zip archive that can be read, or a broken one ({error})") from error
         except ValueError as error:
             raise ValueError(f"{archive} is refused: {error}") from error
-        publish(partial, root)
+        commit_dir(partial, root)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

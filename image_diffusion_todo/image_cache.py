@@ -16,9 +16,9 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from files import replacing
+from atomic import atomic_write
+from data_folder import cache_dirs
 from images import fingerprint, read_image, resize
-from layout import cache_places
 
 
 def cached_pixels(
@@ -47,7 +47,7 @@ def cached_pixels(
     shape = (len(files), 3, resolution, resolution)
     name = f"{name}-{resolution}px"
     file_name = f"{name}-{fingerprint(files, root, resolution)}.npy"
-    folders = cache_places(root)
+    folders = cache_dirs(root)
     for folder in [root / ".cache", *folders]:  # a read-only root may have come with its cache
         with suppress(OSError, ValueError):  # absent, or cut short by a disk error: decode anew
             pixels = np.load(folder / file_name, mmap_mode="r")
@@ -75,7 +75,7 @@ def cached_pixels(
             raise
     target = temporary.with_name(file_name)
     if broken:
-        with replacing(_broken_list(target)) as file:
+        with atomic_write(_broken_list(target)) as file:
             file.write(json.dumps(broken).encode())
     else:
         _broken_list(target).unlink(missing_ok=True)  # what could not be read for a moment

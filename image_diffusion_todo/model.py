@@ -34,7 +34,7 @@ class DiffusionModule(nn.Module):
         predictor: "noise", "x0" or "mean".
         bf16: let the network compute in bfloat16, but for its last layer; everything else stays float32.
         parametrization: "direct": the network says it in so many words; "preconditioned": it gives an output of unit
-            size from which the prediction follows (see `DDPMScheduler.precondition`).
+            size from which the prediction follows (see `DDPMScheduler.from_v`).
         loss_weight: how much each timestep's squared error counts (see `DDPMScheduler.loss_weight`).
 
     Raises:
@@ -93,33 +93,33 @@ class DiffusionModule(nn.Module):
         self, x0: torch.Tensor, class_label: torch.Tensor | None = None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """MSE against the noise in x_t (eq. 14)."""
-        net_out, _, t, noise = self._try(x0, class_label, noise)
-        return self._mean_square(net_out, noise, t)
+        net_out, _, t, noise = self.noise_and_predict(x0, class_label, noise)
+        return self.weighted_mse(net_out, noise, t)
 
     def get_loss_x0(
         self, x0: torch.Tensor, class_label: torch.Tensor | None = None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """MSE against the clean image."""
-        net_out, _, t, _ = self._try(x0, class_label, noise)
-        return self._mean_square(net_out, x0, t)
+        net_out, _, t, _ = self.noise_and_predict(x0, class_label, noise)
+        return self.weighted_mse(net_out, x0, t)
 
     def get_loss_mean(
         self, x0: torch.Tensor, class_label: torch.Tensor | None = None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """MSE against the posterior mean (eq. 7), which is eq. 8 without its weight."""
-        net_out, x_t, t, _ = self._try(x0, class_label, noise)
-        return self._mean_square(net_out, self.var_scheduler.posterior_mean(x0, x_t, t), t)
+        net_out, x_t, t, _ = self.noise_and_predict(x0, class_label, noise)
+        return self.weighted_mse(net_out, self.var_scheduler.posterior_mean(x0, x_t, t), t)
 
-    def _try(
+    def noise_and_predict(
         self, x0: torch.Tensor, class_label: torch.Tensor | None, noise: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The network's answer to x_t at random timesteps; x_t, these timesteps [B], and the noise in x_t."""
         class_label = self._check_labels(len(x0), class_label)
         t = self.var_scheduler.uniform_sample_t(len(x0), x0.device)
         x_t, noise = self.var_scheduler.add_noise(x0, t, noise)
-        return self.ask(x_t, t, class_label), x_t, t, noise
+        return self.predict(x_t, t, class_label), x_t, t, noise
 
-    def _mean_square(self, net_out: torch.Tensor, target: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def weighted_mse(self, net_out: torch.Tensor, target: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The mean of squared errors, weighted as asked for."""
         if self.loss_weight == "none":
             return F.mse_loss(net_out, target)
@@ -128,7 +128,9 @@ class DiffusionModule(nn.Module):
         weight = self._weight
         return (weight[t] * (net_out - target).square().flatten(1).mean(dim=1)).mean()
 
-    def ask(self, x_t: torch.Tensor, t: int | torch.Tensor, class_label: torch.Tensor | None = None) -> torch.Tensor:
+    def predict(
+        self, x_t: torch.Tensor, t: int | torch.Tensor, class_label: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The prediction for noisy images [B, 3, H, W] at timesteps t: noise, x_0 or mean [B, 3, H, W]."""
         t = as_timesteps(t, x_t.device).expand(len(x_t))
         labels = () if class_label is None else (class_label,)
@@ -137,7 +139,7 @@ class DiffusionModule(nn.Module):
         if not torch.is_grad_enabled():
             net_out = net_out.clone()  # a CUDA graph writes its next answer into the same memory, and chains remember
         if self.parametrization == "preconditioned":
-            net_out = self.var_scheduler.precondition(net_out, x_t, t, self.predictor)
+            net_out = self.var_scheduler.from_v(net_out, x_t, t, self.predictor)
         return net_out
 
     # Sampling.
@@ -220,10 +222,10 @@ class DiffusionModule(nn.Module):
         yield x_t
         for t, t_prev in tqdm(sampler.steps, desc="sampling", leave=False, disable=not progress):
             if class_label is None or guidance_scale == 1:
-                net_out = self.ask(x_t, t, class_label)
+                net_out = self.predict(x_t, t, class_label)
             else:
                 no_class = torch.zeros_like(class_label)
-                both = self.ask(torch.cat([x_t, x_t]), t, torch.cat([no_class, class_label]))
+                both = self.predict(torch.cat([x_t, x_t]), t, torch.cat([no_class, class_label]))
                 without, with_class = both.chunk(2)
                 net_out = without + guidance_scale * (with_class - without)
             z = None

@@ -1,6 +1,6 @@
 """Three ways back from noise to an image that ask the same network: DDPM, DDIM and DPM-Solver++(2M).
 
-Whatever a network predicts says two things of x_t, the image and the noise in it (`predicted_x0_and_eps`):
+Whatever a network predicts says two things of x_t, the image and the noise in it (`to_x0_and_eps`):
 
     x_t = sqrt(alpha-bar_t) x_0 + sqrt(1 - alpha-bar_t) eps                                  DDPM, eq. 4
 
@@ -115,8 +115,8 @@ class DDIM(Sampler):
     """
 
     def __init__(self, scheduler: DDPMScheduler, predictor: str, num_steps: int, eta: float = 0.0):
-        first = first_timestep(scheduler)
-        super().__init__(scheduler, predictor, distinct(np.linspace(first, 0, num_steps)))
+        first = start_timestep(scheduler)
+        super().__init__(scheduler, predictor, round_distinct(np.linspace(first, 0, num_steps)))
         self.eta = eta
         self.needs_noise = eta > 0
 
@@ -124,7 +124,7 @@ class DDIM(Sampler):
         self, x_t: torch.Tensor, t: int, t_prev: int, net_out: torch.Tensor, z: torch.Tensor | None
     ) -> torch.Tensor:
         """See `Sampler`."""
-        x_0, eps = self.scheduler.predicted_x0_and_eps(x_t, t, net_out, self.predictor)
+        x_0, eps = self.scheduler.to_x0_and_eps(x_t, t, net_out, self.predictor)
         alpha_bar, alpha_bar_prev = self.scheduler.alpha_bar(t), self.scheduler.alpha_bar(t_prev)
         variance = self.eta**2 * (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
         x_prev = alpha_bar_prev**0.5 * x_0 + (1 - alpha_bar_prev - variance) ** 0.5 * eps
@@ -142,17 +142,17 @@ class DPM(Sampler):
     needs_noise = False
 
     def __init__(self, scheduler: DDPMScheduler, predictor: str, num_steps: int):
-        t = np.arange(first_timestep(scheduler), -1, -1)
+        t = np.arange(start_timestep(scheduler), -1, -1)
         rising = [half_log_snr(scheduler, int(i)) for i in t]
         wanted = np.interp(np.linspace(rising[0], rising[-1], num_steps), rising, t)
-        super().__init__(scheduler, predictor, distinct(wanted))
+        super().__init__(scheduler, predictor, round_distinct(wanted))
         self.before: tuple[torch.Tensor, float] | None = None  # x_0 and h of the step before
 
     def step(
         self, x_t: torch.Tensor, t: int, t_prev: int, net_out: torch.Tensor, z: torch.Tensor | None
     ) -> torch.Tensor:
         """See `Sampler`."""
-        x_0, _ = self.scheduler.predicted_x0_and_eps(x_t, t, net_out, self.predictor)
+        x_0, _ = self.scheduler.to_x0_and_eps(x_t, t, net_out, self.predictor)
         alpha_bar, alpha_bar_prev = self.scheduler.alpha_bar(t), self.scheduler.alpha_bar(t_prev)
         h = half_log_snr(self.scheduler, t_prev) - half_log_snr(self.scheduler, t)
         D = x_0
@@ -169,13 +169,13 @@ def half_log_snr(scheduler: DDPMScheduler, t: int) -> float:
     return 0.5 * math.log(alpha_bar / (1 - alpha_bar)) if t >= 0 else math.inf
 
 
-def first_timestep(scheduler: DDPMScheduler) -> int:
+def start_timestep(scheduler: DDPMScheduler) -> int:
     """The last timestep whose alpha-bar is at least `MIN_ALPHA_BAR` (0 if none is)."""
     T = scheduler.num_train_timesteps
     return next((t for t in reversed(range(T)) if scheduler.alpha_bar(t) >= MIN_ALPHA_BAR), 0)
 
 
-def distinct(wanted: np.ndarray) -> list[int]:
+def round_distinct(wanted: np.ndarray) -> list[int]:
     """The falling numbers [n] from the first timestep to 0, rounded and moved apart where two would be the same.
 
     All timesteps from the first one on where there are not n of them.
@@ -200,7 +200,7 @@ def build_sampler(
         scheduler: the schedule that the network was trained with.
         predictor: what the network predicts: "noise", "x0" or "mean".
         sample_method: one of `METHODS`.
-        num_inference_steps: how many times the network is asked, 1 to T (but see `first_timestep`: the cosine schedule
+        num_inference_steps: how many times the network is asked, 1 to T (but see `start_timestep`: the cosine schedule
             of 1000 steps has 995 to go through). None: all for ddpm, otherwise `DEFAULT_STEPS`, or T if that is less.
         eta: for ddim, the share of fresh noise, 0 to 1.
 

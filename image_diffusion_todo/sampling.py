@@ -18,43 +18,43 @@ from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 import speed
+from atomic import atomic_write, is_partial, lock_folder, remove_partials
+from cli import ArgumentParser, exit_on_user_error, float_range, int_range
+from data_folder import check_writable
 from dataset import tensor_to_pil_image
-from files import is_partial, only_program_in, remove_partials, replacing
-from layout import check_writable
+from distributed import Distributed
+from image_grid import trajectory_frames, trajectory_image
 from model import DiffusionModule, ImageNoise
-from options import OneLineParser, errors_in_one_line, integer_from, number_between
-from parallel import Processes
-from pictures import follow, trajectory_picture
 from samplers import METHODS, build_sampler
 from scheduler import MODES, PREDICTORS
 
-MARK = "Made by"  # the text in each image that says with which settings it was made
+SETTINGS_KEY = "Made by"  # the text in each image that says with which settings it was made
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--ckpt_path", type=Path, required=True, metavar="FILE", help="a checkpoint that train.py wrote")
     add("--save_dir", type=Path, required=True, metavar="DIR", help="new folder, or one to go on with")
-    add("--num_samples", type=integer_from(1), default=500, metavar="N", help="how many images (default: 500)")
-    add("--batch_size", type=integer_from(1), default=64, metavar="N", help="images at a time (default: 64)")
-    add("--seed", type=integer_from(0, 2**63 - 1), default=0, metavar="N", help="of the noise (default: 0)")
+    add("--num_samples", type=int_range(1), default=500, metavar="N", help="how many images (default: 500)")
+    add("--batch_size", type=int_range(1), default=64, metavar="N", help="images at a time (default: 64)")
+    add("--seed", type=int_range(0, 2**63 - 1), default=0, metavar="N", help="of the noise (default: 0)")
     add("--sample_method", choices=METHODS, default="ddpm", help="how the chain goes back (default: ddpm)")
     steps_help = "how often the network is asked (default: 50 for ddim, 20 for dpm; ddpm takes all)"
-    add("--num_inference_steps", type=integer_from(1), metavar="N", help=steps_help)
-    add("--eta", type=number_between(0, 1), help="fresh noise of ddim, 0: none, 1: as ddpm (default: 0)")
+    add("--num_inference_steps", type=int_range(1), metavar="N", help=steps_help)
+    add("--eta", type=float_range(0, 1), help="fresh noise of ddim, 0: none, 1: as ddpm (default: 0)")
     add("--weights", choices=["ema", "last"], default="ema", help="the averaged ones or the last (default: ema)")
     add("--use_cfg", action="store_true", help="each class in turn, with guidance; without it, no class")
-    add("--cfg_scale", type=number_between(0, 100), metavar="S", help="its strength, with --use_cfg (default: 7.5)")
+    add("--cfg_scale", type=float_range(0, 100), metavar="S", help="its strength, with --use_cfg (default: 7.5)")
     add("--save_traj", action="store_true", help="also ten stations of each chain, in the folder DIR_traj beside DIR")
     add("--mode", choices=MODES, help="checked against the checkpoint")
     add("--predictor", choices=PREDICTORS, help="checked against the checkpoint")
     precision = "of the network; auto: bf16 where the hardware has it (default: auto)"
     add("--precision", choices=speed.PRECISIONS, default="auto", help=precision)
-    add("--compile", choices=speed.SWITCH, default="auto", help="fuse operations; auto: on GPUs, when it pays")
+    add("--compile", choices=speed.AUTO_ON_OFF, default="auto", help="fuse operations; auto: on GPUs, when it pays")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, mps (default: auto)")
-    add("--gpu", type=integer_from(0), default=0, metavar="I", help="index of the GPU (default: 0)")
+    add("--gpu", type=int_range(0), default=0, metavar="I", help="index of the GPU (default: 0)")
     args = parser.parse_args(argv)
     if args.cfg_scale is not None and not args.use_cfg:
         parser.error("argument --cfg_scale: does nothing without --use_cfg")
@@ -102,7 +102,7 @@ class SavedImages:
         mark = None
         try:
             with Image.open(path) as image:
-                mark = image.info.get(MARK)
+                mark = image.info.get(SETTINGS_KEY)
                 image.load()
             whole = True
         except (OSError, SyntaxError, ValueError):
@@ -117,8 +117,8 @@ class SavedImages:
     def save(self, i: int, image: Image.Image) -> None:
         """Write image i."""
         info = PngImagePlugin.PngInfo()
-        info.add_text(MARK, self.mark)
-        with replacing(self.folder / f"{i}.png") as file:
+        info.add_text(SETTINGS_KEY, self.mark)
+        with atomic_write(self.folder / f"{i}.png") as file:
             image.save(file, format="PNG", pnginfo=info)
 
 
@@ -139,7 +139,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
     Raises:
         ValueError, OSError: for settings or files that do not fit, with a line for the user.
     """
-    processes = Processes()
+    processes = Distributed()
     device = processes.device(args.device, args.gpu)
     if args.ckpt_path.is_dir():
         raise ValueError(f"argument --ckpt_path: {args.ckpt_path} is a folder; try {args.ckpt_path / 'last.ckpt'}")
@@ -161,12 +161,12 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
     except ValueError as error:
         raise ValueError(f"argument --{error}") from None
     leaps = num_steps < ddpm.var_scheduler.num_train_timesteps
-    if processes.is_first and leaps and (ddpm.predictor, ddpm.parametrization) == ("mean", "direct"):
+    if processes.is_rank_zero and leaps and (ddpm.predictor, ddpm.parametrization) == ("mean", "direct"):
         print(
             "note: of a network that gives the mean itself, errors grow with the steps left out; ddpm leaves none out"
         )
     settings = {
-        "model": fingerprint_of(ddpm),
+        "model": model_hash(ddpm),
         "seed": args.seed,
         "sample_method": args.sample_method,
         "num_inference_steps": num_steps,
@@ -184,20 +184,20 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
 
     def look_for_missing() -> list[int]:
         for images in kept:
-            cleanup.enter_context(closing(only_program_in(images.folder)))
+            cleanup.enter_context(closing(lock_folder(images.folder)))
         missing = sorted({i for images in kept for i in images.missing(args.num_samples)})
         if len(missing) < args.num_samples:
             print(f"{args.num_samples - len(missing)} of {args.num_samples} images are there already")
         return missing
 
-    missing = processes.from_first(look_for_missing)[processes.share]
+    missing = processes.on_rank_zero(look_for_missing)[processes.share]
 
-    speed.prepare(ddpm, device, ddpm.bf16)
+    speed.place_network(ddpm, device, ddpm.bf16)
     num_batches = -(-len(missing) // args.batch_size)
-    compiles = speed.compiles(args.compile, device, num_batches * num_steps)
+    compiles = speed.should_compile(args.compile, device, num_batches * num_steps)
     if compiles:
-        ddpm.network = speed.compiled(ddpm.network)  # which passes on what else it is asked, as its num_classes
-    for first in tqdm(range(0, len(missing), args.batch_size), desc="batches", **processes.bar_settings):
+        ddpm.network = speed.compile_network(ddpm.network)  # which passes on what else it is asked, as its num_classes
+    for first in tqdm(range(0, len(missing), args.batch_size), desc="batches", **processes.tqdm_options):
         numbers = missing[first : first + args.batch_size]
         # What is compiled is compiled for one size: fill the last batch up, and throw away what was filled in.
         drawn = numbers + numbers[-1:] * (args.batch_size - len(numbers)) if compiles else numbers
@@ -206,17 +206,17 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
             labels = torch.tensor([i % ddpm.network.num_classes + 1 for i in drawn])
             scale = args.cfg_scale
         noise = ImageNoise(args.seed, drawn, ddpm.image_resolution, device)
-        chain = ddpm.reverse_process(len(drawn), labels, scale, noise, *how, progress=processes.is_first)
-        frames = follow(chain, num_steps)
+        chain = ddpm.reverse_process(len(drawn), labels, scale, noise, *how, progress=processes.is_rank_zero)
+        frames = trajectory_frames(chain, num_steps)
         for k, (i, image) in enumerate(zip(numbers, tensor_to_pil_image(frames[-1]), strict=False)):
-            for images, picture in zip(kept, [image, trajectory_picture(frames[:, k : k + 1])], strict=False):
+            for images, picture in zip(kept, [image, trajectory_image(frames[:, k : k + 1])], strict=False):
                 images.save(i, picture)
-    processes.any(False)  # wait for the others
-    if processes.is_first:
+    processes.barrier()  # wait for the others
+    if processes.is_rank_zero:
         print(f"{args.num_samples} images in {args.save_dir}")
 
 
-def fingerprint_of(ddpm: DiffusionModule) -> str:
+def model_hash(ddpm: DiffusionModule) -> str:
     """16 hex digits that change with anything in a model that its images depend on."""
     checkpoint = ddpm.checkpoint()
     digest = hashlib.sha256()
@@ -228,7 +228,7 @@ def fingerprint_of(ddpm: DiffusionModule) -> str:
 
 def main() -> None:
     """The program: errors in what the user gave are one line and exit code 2."""
-    with errors_in_one_line(if_stopped="stopped; the same command goes on"), ExitStack() as cleanup:
+    with exit_on_user_error(interrupted="stopped; the same command goes on"), ExitStack() as cleanup:
         sample(parse_arguments(), cleanup)
 
 

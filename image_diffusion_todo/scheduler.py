@@ -222,7 +222,7 @@ class DDPMScheduler(BaseScheduler):
         """mu~_t(x_t, x_0), eq. 7: where x_t most likely was one step earlier, given x_0 [B, C, H, W]."""
         return extract(self.posterior_mean_coef_x0, t, x_t) * x_0 + extract(self.posterior_mean_coef_xt, t, x_t) * x_t
 
-    def predicted_x0_and_eps(
+    def to_x0_and_eps(
         self, x_t: torch.Tensor, t: int, net_out: torch.Tensor, predictor: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What the network said, as the clean image and as the noise in x_t.
@@ -252,7 +252,7 @@ class DDPMScheduler(BaseScheduler):
             x_0 = (net_out - coef_xt * x_t) / coef_x0
         return x_0, (x_t - sqrt_alpha_bar * x_0) / sigma
 
-    def precondition(self, output: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, predictor: str) -> torch.Tensor:
+    def from_v(self, output: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, predictor: str) -> torch.Tensor:
         """What the predictor stands for, from a network whose output is of unit size at every t.
 
         Asked for x_0 at small t or for the mean at any t, a network must copy x_t almost exactly, and what matters is

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 PRECISIONS = ("auto", "bf16", "fp32")
-SWITCH = ("auto", "on", "off")
+AUTO_ON_OFF = ("auto", "on", "off")
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
@@ -25,7 +25,7 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     return device.type == "cpu" and any(supported is not None and supported() for supported in units)
 
 
-def prepare(network: nn.Module, device: torch.device, bf16: bool = False) -> nn.Module:
+def place_network(network: nn.Module, device: torch.device, bf16: bool = False) -> nn.Module:
     """The network on its device, with the channels of a pixel side by side, as fast convolutions read them.
 
     On a CPU in bfloat16 it keeps PyTorch's usual order: `nn.GroupNorm` takes several times as long there in the other,
@@ -38,7 +38,7 @@ def prepare(network: nn.Module, device: torch.device, bf16: bool = False) -> nn.
     return network.to(device, memory_format=torch.contiguous_format if usual else torch.channels_last)
 
 
-def compiles(switch: str, device: torch.device, num_calls: int) -> bool:
+def should_compile(switch: str, device: torch.device, num_calls: int) -> bool:
     """Whether to compile; "auto": on GPUs, when there are so many calls of the network that it pays."""
     if switch != "auto":
         return switch == "on"
@@ -50,7 +50,7 @@ def _is_recent(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (7, 0)  # Volta: Triton knows no older ones
 
 
-def compiled(network: nn.Module, cuda_graph: bool = True) -> nn.Module:
+def compile_network(network: nn.Module, cuda_graph: bool = True) -> nn.Module:
     """The network with its operations fused, and on a GPU launched together as one CUDA graph unless told otherwise.
 
     It shares its weights with `network`. The first call takes a minute or more.

@@ -30,16 +30,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import speed
+from atomic import atomic_write, remove_partials
 from checkpoint import read_checkpoint, write_checkpoint
-from dataset import is_drawn, tensor_to_pil_image
-from files import remove_partials, replacing
+from dataset import is_synthetic, tensor_to_pil_image
+from distributed import Distributed
+from image_grid import trajectory_frames, trajectory_image
 from model import DiffusionModule, ImageNoise
 from network import UNet
-from parallel import Processes
-from pictures import follow, trajectory_picture
 from scheduler import DDPMScheduler
 
-STATS_EVERY = 50  # steps that share a row of stats.csv; their losses are read from the device at once
+LOG_EVERY = 50  # steps that share a row of stats.csv; their losses are read from the device at once
 COLUMNS = ("step", "loss", "learning_rate", "images_per_second")  # of stats.csv
 
 
@@ -113,7 +113,7 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def watch(self, steps: Iterator[Any]) -> Iterator[Any]:
+    def interruptible(self, steps: Iterator[Any]) -> Iterator[Any]:
         """The same steps; raises `Stopped` between two of them when a stop was asked for."""
         for step in steps:
             if self.requested:
@@ -138,12 +138,12 @@ class Trainer:
         num_classes: int,
         device: torch.device,
         folder: Path,
-        processes: Processes | None = None,
+        processes: Distributed | None = None,
     ):
         self.args, self.folder, self.device = args, folder, device
-        self.processes = processes or Processes()
+        self.processes = processes or Distributed()
         bf16 = speed.uses_bf16(args.precision, device)
-        self.ddpm = speed.prepare(build_model(args, num_classes), device, bf16)
+        self.ddpm = speed.place_network(build_model(args, num_classes), device, bf16)
         self.ddpm.network.activation_checkpointing = args.activation_checkpointing
         network = self.ddpm.network
         self.weights = list(network.parameters())
@@ -155,10 +155,10 @@ class Trainer:
             network = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.ema = EMA(self.ddpm.network, args.ema_decay)
         averaged = self.ema.network
-        if speed.compiles(args.compile, device, args.train_num_steps):
+        if speed.should_compile(args.compile, device, args.train_num_steps):
             # The second part of a batch, and other processes, add to gradients that a graph would write anew.
             alone = args.accumulate == 1 and self.processes.size == 1
-            network, averaged = speed.compiled(network, cuda_graph=alone), speed.compiled(averaged)
+            network, averaged = speed.compile_network(network, cuda_graph=alone), speed.compile_network(averaged)
         # Modules around the same weights: `ddpm` and `ema` hold them, these are what is called.
         self.learner = around(network, self.ddpm.var_scheduler, args, bf16)
         self.sampler = around(averaged, self.ddpm.var_scheduler, args, bf16)
@@ -175,7 +175,7 @@ class Trainer:
         """A gradient step on images [B, 3, H, W] in [-1, 1] and labels [B].
 
         Raises:
-            ValueError: when the loss was not finite in one of the last `STATS_EVERY` steps.
+            ValueError: when the loss was not finite in one of the last `LOG_EVERY` steps.
         """
         labels = labels if self.args.use_cfg else None
         if self.args.hflip:
@@ -191,8 +191,8 @@ class Trainer:
         self.ema.update(self.ddpm.network, self.step)
 
         self.recent.append(loss)
-        if self.step % STATS_EVERY == 0 or self.step == self.args.train_num_steps:
-            mean_loss = sum(self._check_losses()) / len(self.recent)
+        if self.step % LOG_EVERY == 0 or self.step == self.args.train_num_steps:
+            mean_loss = sum(self.read_losses()) / len(self.recent)
             seconds = time.perf_counter() - self.row_started
             images_per_second = len(self.recent) * self.args.batch_size / seconds
             row = self.step, f"{mean_loss:.6f}", f"{rate:.3g}", f"{images_per_second:.2f}"
@@ -207,17 +207,17 @@ class Trainer:
         parts = images.chunk(number), [None] * number if labels is None else labels.chunk(number)
         total = torch.zeros((), device=self.device)
         for i, (some_images, their_labels) in enumerate(zip(*parts, strict=True)):
-            with self._communication(i == number - 1):
+            with self.grad_sync(i == number - 1):
                 loss = self.learner.get_loss(some_images, their_labels) / number
                 loss.backward()
             total += loss.detach()
         return total
 
-    def _communication(self, wanted: bool) -> AbstractContextManager:
+    def grad_sync(self, wanted: bool) -> AbstractContextManager:
         """Whether the backward pass adds up the gradients of all processes; that of a batch's last part does."""
         return nullcontext() if wanted or self.processes.size == 1 else self.learner.network.no_sync()
 
-    def _check_losses(self) -> list[float]:
+    def read_losses(self) -> list[float]:
         """The losses since the last row of stats.csv, read from the device: the mean of all processes.
 
         Raises:
@@ -226,10 +226,10 @@ class Trainer:
         losses = self.processes.mean(torch.stack(self.recent).cpu()).tolist() if self.recent else []
         for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
             if not math.isfinite(loss):
-                raise ValueError(f"the loss of step {step} is {loss}: training has failed. {self._way_back()}")
+                raise ValueError(f"the loss of step {step} is {loss}: training has failed. {self.resume_hint()}")
         return losses
 
-    def _way_back(self) -> str:
+    def resume_hint(self) -> str:
         if not (self.folder / "last.ckpt").exists():
             return "Nothing was saved; a smaller --learning_rate may help"
         return (
@@ -239,7 +239,7 @@ class Trainer:
 
     # Pictures, numbers, checkpoints.
 
-    def record(self, stop: StopSignals) -> None:
+    def save_and_sample(self, stop: StopSignals) -> None:
         """Checkpoint and pictures of the present step; pictures that a stop prevents are made on resuming.
 
         Raises:
@@ -248,20 +248,20 @@ class Trainer:
         """
         started = time.perf_counter()
         self.save()
-        if self.processes.is_first:
+        if self.processes.is_rank_zero:
             with suppress(Stopped):
-                self.draw(stop)
+                self.save_samples(stop)
         self.row_started += time.perf_counter() - started  # does not count as training time
 
     @property
-    def has_pictures(self) -> bool:
+    def has_samples(self) -> bool:
         """Whether the pictures of the present step are there; the trajectory is written last."""
         return self._trajectory_path().exists()
 
     def _trajectory_path(self) -> Path:
         return self.folder / f"step={self.step}-traj.png"
 
-    def draw(self, stop: StopSignals) -> None:
+    def save_samples(self, stop: StopSignals) -> None:
         """Four samples of the averaged weights and the way to them, from one chain of one batch.
 
         The noise is the same each time, so that the pictures of a run show the same four becoming better.
@@ -275,12 +275,12 @@ class Trainer:
         if self.args.use_cfg:
             labels = torch.tensor([i % self.ddpm.network.num_classes + 1 for i in numbers], device=self.device)
         chain = self.sampler.reverse_process(len(numbers), labels, noise=noise)
-        frames = follow(stop.watch(chain), self.args.num_diffusion_train_timesteps)
+        frames = trajectory_frames(stop.interruptible(chain), self.args.num_diffusion_train_timesteps)
         for i, image in enumerate(tensor_to_pil_image(frames[-1])):
-            with replacing(self.folder / f"step={self.step}-{i}.png") as file:
+            with atomic_write(self.folder / f"step={self.step}-{i}.png") as file:
                 image.save(file, format="PNG")
-        with replacing(self._trajectory_path()) as file:
-            trajectory_picture(frames).save(file, format="PNG")
+        with atomic_write(self._trajectory_path()) as file:
+            trajectory_image(frames).save(file, format="PNG")
 
     def write_stats(self) -> None:
         """stats.csv and loss.png, made anew."""
@@ -288,16 +288,16 @@ class Trainer:
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.stats)
-        with replacing(self.folder / "stats.csv") as file:
+        with atomic_write(self.folder / "stats.csv") as file:
             file.write(text.getvalue().encode())
 
         fig, ax = plt.subplots(figsize=(8, 4))
         ax.plot([r["step"] for r in self.stats], [float(r["loss"]) for r in self.stats], linewidth=0.8)
-        ax.set(xlabel="step", ylabel=f"loss, mean of {STATS_EVERY} steps", yscale="log")
-        drawn = ", drawn faces" * is_drawn(self.args.data_root)
+        ax.set(xlabel="step", ylabel=f"loss, mean of {LOG_EVERY} steps", yscale="log")
+        drawn = ", drawn faces" * is_synthetic(self.args.data_root)
         ax.set_title(f"{self.args.predictor} predictor, {self.args.mode} schedule{drawn}")
         ax.grid(alpha=0.3)
-        with replacing(self.folder / "loss.png") as file:
+        with atomic_write(self.folder / "loss.png") as file:
             fig.savefig(file, format="png", dpi=110, bbox_inches="tight")
         plt.close(fig)
 
@@ -315,17 +315,17 @@ class Trainer:
             "network": self.ddpm.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "stats": self.stats,
-            "recent": self._check_losses(),
+            "recent": self.read_losses(),
             "row_seconds": time.perf_counter() - self.row_started,
             "random": self.processes.gather(random_states(self.device)),
         }
         self.saved_step = self.step
-        if not self.processes.is_first:
+        if not self.processes.is_rank_zero:
             return
         try:
             write_checkpoint(self._averaged().checkpoint() | {"training": training}, self.folder / "last.ckpt")
         except ValueError as error:
-            raise ValueError(f"step {self.step}: {error}: training has failed. {self._way_back()}") from error
+            raise ValueError(f"step {self.step}: {error}: training has failed. {self.resume_hint()}") from error
         self.write_stats()
 
     def _averaged(self) -> DiffusionModule:
@@ -337,7 +337,7 @@ class Trainer:
         Raises:
             OSError, ValueError: when the checkpoint is gone or damaged, or not one of this run.
         """
-        if self.processes.is_first:
+        if self.processes.is_rank_zero:
             remove_partials(self.folder)
         path = self.folder / "last.ckpt"
         if not path.exists() and not (self.folder / "stats.csv").exists():
@@ -357,14 +357,14 @@ class Trainer:
             row_seconds = _at_least(0, training["row_seconds"], float)
             if len(training["random"]) == self.processes.size:
                 restore_random_states(training["random"][self.processes.rank], self.device)
-            elif self.processes.is_first:
+            elif self.processes.is_rank_zero:
                 before, now = len(training["random"]), self.processes.size
                 print(f"this run was trained by {before} processes and goes on with {now}: with other random numbers")
         except Exception as error:  # plain data of any kind may stand where numbers should
             reason = " ".join(str(error).split())
             raise ValueError(f"{path}: this run cannot be resumed from it: {reason}") from error
         self.saved_step = self.step
-        if self.processes.is_first:
+        if self.processes.is_rank_zero:
             self.write_stats()  # in case that the run was killed between the checkpoint and these
         self.row_started = time.perf_counter() - row_seconds
 

@@ -20,8 +20,8 @@ REPORT = Path(__file__).resolve().parent
 ROOT = REPORT.parent
 sys.path.insert(0, str(ROOT / "image_diffusion_todo"))
 
-from files import replacing
-from options import OneLineParser, errors_in_one_line, writable_file
+from atomic import atomic_write
+from cli import ArgumentParser, exit_on_user_error, writable_file
 
 FINGERPRINT = re.compile(rb"sources ([0-9a-f]{64})")
 
@@ -37,8 +37,8 @@ def definitions(source: str) -> dict[str, str]:
                 continue
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             docstring = node.body[0] if ast.get_docstring(node) is not None else None
-            left_out = range(docstring.lineno, docstring.end_lineno + 1) if docstring else ()
-            kept = [lines[i - 1] for i in range(first, node.end_lineno + 1) if i not in left_out]
+            skipped = range(docstring.lineno, docstring.end_lineno + 1) if docstring else ()
+            kept = [lines[i - 1] for i in range(first, node.end_lineno + 1) if i not in skipped]
             found[prefix + node.name] = textwrap.dedent("\n".join(kept)).strip()
             visit(node.body, f"{prefix}{node.name}.")
 
@@ -115,15 +115,15 @@ def build(author: str, **how: object) -> bytes | list[bytes]:
 
 def main() -> None:
     """The program."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--author", default="", metavar="TEXT", help="who hands it in, shown below the title")
     add("--out", type=writable_file, default=REPORT / "report.pdf", metavar="FILE", help="(default: report/report.pdf)")
     add("--pages", type=Path, metavar="DIR", help="also write each page as a picture, to look at")
     args = parser.parse_args()
-    with errors_in_one_line():
+    with exit_on_user_error():
         pdf = build(args.author, format="pdf")
-        with replacing(args.out) as file:
+        with atomic_write(args.out) as file:
             file.write(pdf)
         print(args.out)
         if args.pages:

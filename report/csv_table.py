@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from files import replacing
+from atomic import atomic_write
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -36,5 +36,5 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[dict[str, obj
     writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(table.getvalue().encode())

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROLL, FACES = ROOT / "2d_plot_diffusion_todo", ROOT / "image_diffusion_todo"
 sys.path.insert(0, str(FACES))
 
-from options import OneLineParser
+from cli import ArgumentParser
 
 DEMO = FACES / "results" / "demo"
 
@@ -53,18 +53,18 @@ def only_new_run(before: set[Path]) -> Path:
 
 def main() -> None:
     """The demo."""
-    OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     run(ROLL, "ddpm_tutorial.py")
 
     shutil.rmtree(DEMO, ignore_errors=True)
     before = set(FACES.glob("results/*/*/*"))
-    run(FACES, f"dataset.py --data_root {DATA} --drawn 300 --image_resolution 32")
+    run(FACES, f"dataset.py --data_root {DATA} --synthetic 300 --image_resolution 32")
     run(FACES, f"train.py {SETTINGS}")
     trained = only_new_run(before)
     ckpt = (trained / "last.ckpt").relative_to(FACES)
     run(FACES, f"sampling.py --ckpt_path {ckpt} --save_dir results/demo/samples --num_samples 64")
-    run(FACES, "pictures.py results/demo/samples --out results/demo/samples.png")
-    run(FACES, f"pictures.py {DATA}/eval --out results/demo/data.png")
+    run(FACES, "image_grid.py results/demo/samples --out results/demo/samples.png")
+    run(FACES, f"image_grid.py {DATA}/eval --out results/demo/data.png")
     shutil.copy(trained / f"step={NUM_STEPS}-traj.png", DEMO / "trajectory.png")
     shutil.copy(trained / "loss.png", DEMO / "loss.png")
     shutil.copy(trained / "last.ckpt", DEMO / "last.ckpt")

@@ -32,10 +32,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "image_diffusion_todo"))
 
+from cli import ArgumentParser, exit_on_user_error, int_range
+from data_folder import check_has_data
 from dataset import AFHQDataModule
-from layout import check_has_data
 from model import DiffusionModule
-from options import OneLineParser, errors_in_one_line, integer_from
 from scheduler import MODES, PREDICTORS, DDPMScheduler
 
 WIDTH = 6.3  # inches of the drawings, 16 cm: the text on a page
@@ -99,8 +99,8 @@ def errors_of(ddpm: DiffusionModule, images: torch.Tensor, timesteps: list[int])
     for t in tqdm(timesteps, desc="errors", unit="timestep", leave=False):
         eps = torch.randn(images.shape, generator=generator)
         x_t, _ = ddpm.var_scheduler.add_noise(images, t, eps)
-        net_out = torch.cat([ddpm.ask(part, t) for part in x_t.split(64)])
-        x_0, implied_eps = ddpm.var_scheduler.predicted_x0_and_eps(x_t, t, net_out, ddpm.predictor)
+        net_out = torch.cat([ddpm.predict(part, t) for part in x_t.split(64)])
+        x_0, implied_eps = ddpm.var_scheduler.to_x0_and_eps(x_t, t, net_out, ddpm.predictor)
         rms = [(a - b).square().mean().sqrt().item() for a, b in ((x_0, images), (implied_eps, eps))]
         results.append((t, *rms))
     return results
@@ -136,14 +136,14 @@ def draw_errors(results: dict[str, list[tuple[int, float, float]]], path: Path) 
 
 def main() -> None:
     """The program."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--ckpt_path", type=Path, nargs="+", default=[], metavar="FILE", help="trained models to measure")
     add("--data_root", type=Path, default=ROOT / "image_diffusion_todo/data/afhq", metavar="DIR", help="their data")
-    add("--images", type=integer_from(1), default=128, metavar="N", help="validation images of a class (default: 128)")
+    add("--images", type=int_range(1), default=128, metavar="N", help="validation images of a class (default: 128)")
     add("--out", type=Path, default=ROOT / "report", metavar="DIR", help="gets figures/ and tables/ (default: report)")
     args = parser.parse_args()
-    with errors_in_one_line():
+    with exit_on_user_error():
         if args.ckpt_path:
             check_has_data(args.data_root)
         draw_schedules(1000, args.out / "figures/predictors.png")

@@ -49,15 +49,15 @@ PROGRAMS = ROOT / "image_diffusion_todo"
 sys.path[:0] = [str(PROGRAMS), str(Path(__file__).resolve().parent)]
 
 import speed
+from atomic import atomic_write
 from checkpoint import read_checkpoint
-from files import replacing
+from cli import ArgumentParser, device, exit_on_user_error, int_range, one_line
+from data_folder import check_writable
+from image_grid import contact_sheet, image_grid, trajectory_frames, trajectory_image
 from images import list_images
-from layout import check_writable
 from model import DiffusionModule, ImageNoise
-from options import OneLineParser, device, errors_in_one_line, integer_from, one_line
-from pictures import contact_sheet, follow, to_picture, trajectory_picture
 from samplers import half_log_snr
-from sampling import MARK, fingerprint_of
+from sampling import SETTINGS_KEY, model_hash
 from scheduler import LOSS_WEIGHTS, MODES, PARAMETRIZATIONS, PREDICTORS, DDPMScheduler, check_choice
 from study import FORMS
 
@@ -76,7 +76,7 @@ ROLL = ("q_sample.png", "loss.png", "samples.png")  # of Task 1's results
 
 SEED = 0
 NUM_SAMPLES = 8
-ALIKE = ("image_resolution", "num_diffusion_train_timesteps", "drawn_faces")  # must be so in all runs of a figure
+ALIKE = ("image_resolution", "num_diffusion_train_timesteps", "synthetic_faces")  # must be so in all runs of a figure
 FACTS = ("seed", "batch_size", "ch", "num_images", "classes", *ALIKE)  # that a run has to know of itself
 
 # Told apart in grey print too, by the line and by how dark it is.
@@ -125,7 +125,7 @@ def read_run(folder: Path) -> Run:
     if lacking := [name for name in ("mode", "predictor", *FACTS) if name not in config]:
         raise ValueError(f"config.json lacks {', '.join(lacking)}")
     check_choice("loss weight", config["loss_weight"], LOSS_WEIGHTS)
-    for name, kind in (("classes", list), ("drawn_faces", bool)):
+    for name, kind in (("classes", list), ("synthetic_faces", bool)):
         if type(config[name]) is not kind:
             raise ValueError(f"{name} is {config[name]!r} in config.json")
     if not (folder / "last.ckpt").exists():
@@ -238,7 +238,7 @@ class Report:
         """One file, whole or not at all."""
         path = self.out / product
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(content)
         self.written.add(product)
         tqdm.write(str(path))
@@ -300,7 +300,7 @@ def draw_losses(runs: Sequence[Run]) -> plt.Figure:
                     steps, losses = zip(*thinned(run.losses), strict=True)
                     gid = f"{predictor}-{mode}"  # the name of the line in the file
                     ax.plot(steps, losses, **STYLES[mode], linewidth=1, label=mode, gid=gid)
-            drawn = ", drawn faces" * runs[0].config["drawn_faces"]
+            drawn = ", drawn faces" * runs[0].config["synthetic_faces"]
             ax.set(xlabel="step", yscale="log", title=f"{predictor} predictor{drawn}")
             ticks = ticks_around(*ax.dataLim.intervaly)
             ax.set(ylim=(ticks[0], ticks[-1]), yticks=ticks if len(ticks) < 12 else ticks[::3])
@@ -337,25 +337,25 @@ def chain_of(run: Run, count: int, place: torch.device) -> torch.Tensor:
     """
     ddpm = DiffusionModule(None, None).eval()
     ddpm.load(run.folder / "last.ckpt")
-    speed.prepare(ddpm, place)
+    speed.place_network(ddpm, place)
     noise = ImageNoise(SEED, range(count), ddpm.image_resolution, place)
-    return follow(ddpm.reverse_process(count, noise=noise), ddpm.var_scheduler.num_train_timesteps)
+    return trajectory_frames(ddpm.reverse_process(count, noise=noise), ddpm.var_scheduler.num_train_timesteps)
 
 
 def draw_trajectories(runs: Sequence[Run], chains: int, place: torch.device) -> bytes:
     """The way to the same `chains` images under each schedule; above it t, from T (noise) to 0 (the image)."""
     T = runs[0].config["num_diffusion_train_timesteps"]
-    times = follow((torch.tensor(t) for t in range(T, -1, -1)), T).tolist()
+    times = trajectory_frames((torch.tensor(t) for t in range(T, -1, -1)), T).tolist()
     bar = tqdm(runs, desc="trajectories", unit="run", leave=False)
-    strips = [(run.config["mode"], trajectory_picture(chain_of(run, chains, place))) for run in bar]
-    return labelled(strips, [f"t = {times[0]}", *map(str, times[1:])], runs[0].config["drawn_faces"])
+    strips = [(run.config["mode"], trajectory_image(chain_of(run, chains, place))) for run in bar]
+    return labelled(strips, [f"t = {times[0]}", *map(str, times[1:])], runs[0].config["synthetic_faces"])
 
 
 def draw_samples(runs: Sequence[Run], place: torch.device) -> bytes:
     """The same 8 images as each predictor makes them."""
     bar = tqdm(runs, desc="samples", unit="run", leave=False)
-    strips = [(r.config["predictor"], to_picture(chain_of(r, NUM_SAMPLES, place)[-1], NUM_SAMPLES)) for r in bar]
-    return labelled(strips, [], runs[0].config["drawn_faces"])
+    strips = [(r.config["predictor"], image_grid(chain_of(r, NUM_SAMPLES, place)[-1], NUM_SAMPLES)) for r in bar]
+    return labelled(strips, [], runs[0].config["synthetic_faces"])
 
 
 def labelled(strips: Sequence[tuple[str, Image.Image]], columns: Sequence[str], drawn: bool) -> bytes:
@@ -422,15 +422,22 @@ def facts_of(run: Run) -> dict[str, object]:
         "T": config["num_diffusion_train_timesteps"],
         "num_images": config["num_images"],
         "classes": " ".join(map(str, config["classes"])),
-        "drawn_faces": config["drawn_faces"],
+        "synthetic_faces": config["synthetic_faces"],
         "last_loss": f"{run.losses[-1][1]:.6f}",
         "weights": run.num_weights,
     }
 
 
 # What two measurements must share for their distances to be compared, and what else is told of the best.
-SAME = ("name", "gt_drawn", "gt_images", "gt_sizes", "gen_images", "weights_sha256")
-OF_DISTANCE = {"distance": float, "gen_dir": str, "gen_sizes": list, "name": str, "gt_drawn": bool, "gt_images": int}
+SAME = ("name", "gt_synthetic", "gt_images", "gt_sizes", "gen_images", "weights_sha256")
+OF_DISTANCE = {
+    "distance": float,
+    "gen_dir": str,
+    "gen_sizes": list,
+    "name": str,
+    "gt_synthetic": bool,
+    "gt_images": int,
+}
 OF_DISTANCE |= {"gt_sizes": list, "gen_images": int, "weights_sha256": str}
 
 
@@ -471,7 +478,7 @@ def mark_of(folder: Path, count: int) -> dict[str, Any]:
     for file in files:
         try:
             with Image.open(file) as image:
-                marks.add(image.info.get(MARK))
+                marks.add(image.info.get(SETTINGS_KEY))
         except (OSError, SyntaxError, ValueError):
             marks.add(None)
     try:
@@ -503,7 +510,7 @@ def best_of(
         for weights in ("ema", "last"):
             ddpm = DiffusionModule(None, None)
             ddpm.load(run.folder / "last.ckpt", weights)
-            if fingerprint_of(ddpm) == mark["model"]:
+            if model_hash(ddpm) == mark["model"]:
                 return _best(result, mark, run, weights), folder
     raise ValueError(
         f"{path}: no run below --runs has the model {mark['model']} that made the images in {folder}: "
@@ -521,7 +528,7 @@ def _best(result: dict[str, Any], mark: dict[str, Any], run: Run, weights: str) 
         "samples_size": " ".join(result["gen_sizes"]),
         "real_images": result["gt_images"],
         "real_size": " ".join(result["gt_sizes"]),
-        "real_are_drawn": result["gt_drawn"],
+        "real_are_drawn": result["gt_synthetic"],
         "averaged_weights": weights == "ema",
     }
     best |= {name: mark.get(name) for name in ("sample_method", "num_inference_steps", "eta", "cfg_scale")}
@@ -536,7 +543,7 @@ def _best(result: dict[str, Any], mark: dict[str, Any], run: Run, weights: str) 
 
 def main() -> None:
     """The program."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     results = PROGRAMS / "results"
     add("--runs", type=Path, nargs="+", metavar="DIR", help="where runs are (default: image_diffusion_todo/results)")
@@ -546,13 +553,13 @@ def main() -> None:
     add("--out", type=Path, default=ROOT / "report", metavar="DIR", help="gets figures/ and tables/ (default: report)")
     add("--predictor", choices=PREDICTORS, default="noise", help="of the trajectories (default: noise)")
     add("--roll", type=Path, metavar="DIR", help="results of Task 1, to be shown too")
-    add("--chains", type=integer_from(1, 2), default=1, metavar="N", help="trajectories a schedule (default: 1)")
+    add("--chains", type=int_range(1, 2), default=1, metavar="N", help="trajectories a schedule (default: 1)")
     add("--mode", choices=MODES, default="cosine", help="of the predictors' samples (default: cosine)")
     add("--device", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda, mps (default: auto)")
     args = parser.parse_args()
     if args.samples and len(args.samples) != len(args.fid):
         parser.error(f"argument --samples: {len(args.samples)} folders for {len(args.fid)} files of --fid")
-    with errors_in_one_line(if_stopped="stopped; the files named above are whole"):
+    with exit_on_user_error(interrupted="stopped; the files named above are whole"):
         check_writable(args.out)
         distances = read_distances(args.fid)
         found = find_runs(args.runs or [results] * results.is_dir())

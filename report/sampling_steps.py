@@ -25,13 +25,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "image_diffusion_todo"
 sys.path[:0] = [str(PROGRAMS), str(Path(__file__).resolve().parent)]
 
+from cli import ArgumentParser, exit_on_user_error, int_range, writable_file
 from csv_table import read_table, write_table
+from data_folder import check_has_data
 from images import list_images, read_image, resize
-from layout import check_has_data
 from model import DiffusionModule
-from options import OneLineParser, errors_in_one_line, integer_from, writable_file
 from samplers import METHODS, build_sampler
-from sampling import fingerprint_of
+from sampling import model_hash
 from scheduler import DDPMScheduler
 
 COLUMNS = ("sample_method", "steps", "images", "distance", "name", "model")
@@ -89,7 +89,7 @@ def ways(methods: Collection[str], steps: Iterable[int], scheduler: DDPMSchedule
 
     Returns:
         For each method and number of steps that it takes, the number to ask for. They differ where a solver is asked
-        for nearly all timesteps, since it begins at the last one with a trace of the image (`first_timestep`).
+        for nearly all timesteps, since it begins at the last one with a trace of the image (`start_timestep`).
     """
     T = scheduler.num_train_timesteps
     wanted = [(method, n) for n in sorted(steps) if n <= T for method in ("dpm", "ddim")] + [("ddpm", T)]
@@ -98,7 +98,7 @@ def ways(methods: Collection[str], steps: Iterable[int], scheduler: DDPMSchedule
 
 def main() -> None:
     """The program."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--ckpt_path", type=Path, required=True, metavar="FILE", help="a trained model")
     add("--data_root", type=Path, required=True, metavar="DIR", help="its data")
@@ -106,12 +106,12 @@ def main() -> None:
     add("--out", type=writable_file, required=True, metavar="FILE", help="the table")
     default = [20, 50, 100, 250, 1000]
     what = f"network calls of the solvers (default: {' '.join(map(str, default))}; none beyond the model's T)"
-    add("--steps", type=integer_from(1), nargs="+", default=default, metavar="N", help=what)
+    add("--steps", type=int_range(1), nargs="+", default=default, metavar="N", help=what)
     add("--methods", choices=METHODS, nargs="+", default=METHODS, help="ways of sampling (default: all)")
-    add("--num_samples", type=integer_from(2), default=500, metavar="N", help="images for each way (default: 500)")
+    add("--num_samples", type=int_range(2), default=500, metavar="N", help="images for each way (default: 500)")
     add("--dims", type=int, default=2048, metavar="D", help="features of the distance (default: 2048)")
     args = parser.parse_args()
-    with errors_in_one_line(if_stopped="stopped; the same command goes on"):
+    with exit_on_user_error(interrupted="stopped; the same command goes on"):
         check_has_data(args.data_root)
         ddpm = DiffusionModule(None, None).eval()
         ddpm.load(args.ckpt_path)
@@ -120,7 +120,7 @@ def main() -> None:
         name = "FID" if args.dims == 2048 else f"FID-{args.dims}"
         if others := {row["name"] for row in rows} - {name}:
             raise ValueError(f"argument --dims: {args.out} has {', '.join(others)}, which {name} cannot stand beside")
-        model = fingerprint_of(ddpm)
+        model = model_hash(ddpm)
         if any(row["model"] != model for row in rows):
             raise ValueError(f"argument --out: {args.out} is about another model than {args.ckpt_path}")
         done = {tuple(row[name] for name in COLUMNS[:3]) for row in rows}

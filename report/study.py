@@ -30,12 +30,12 @@ sys.path[:0] = [str(PROGRAMS), str(PROGRAMS / "fid"), str(Path(__file__).resolve
 
 import measure_fid
 
+from cli import ArgumentParser, choose_device, exit_on_user_error, float_range, int_range, writable_file
 from csv_table import read_table, write_table
-from layout import check_has_data
-from options import OneLineParser, choose_device, errors_in_one_line, integer_from, number_between, writable_file
+from data_folder import check_has_data
 from scheduler import MODES, PREDICTORS
 from speed import PRECISIONS, uses_bf16
-from train import STOPPED
+from train import EXIT_INTERRUPTED
 
 # A network that trains on a CPU; the chain is short so that sampling is affordable too.
 SMALL = (
@@ -90,7 +90,7 @@ def run(command: list[object], cwd: Path, clock: Clock) -> None:
                 process.send_signal(signal.SIGINT)
                 process.wait()
                 raise OutOfTime from None
-    if process.returncode == STOPPED:
+    if process.returncode == EXIT_INTERRUPTED:
         raise OutOfTime
     if process.returncode:
         raise ValueError(f"{command[0]} failed with code {process.returncode}")
@@ -147,7 +147,7 @@ def one_run(setting: Setting, args: argparse.Namespace, clock: Clock) -> float:
     command = [PROGRAMS / "sampling.py", "--ckpt_path", checkpoint, "--save_dir", samples]
     command += ["--num_samples", args.num_samples, "--sample_method", method, "--precision", precision]
     run(command, place, clock)
-    command = [PROGRAMS / "pictures.py", samples, "--out", samples.with_suffix(".png"), "--count", 32]
+    command = [PROGRAMS / "image_grid.py", samples, "--out", samples.with_suffix(".png"), "--count", 32]
     run(command, place, clock)
     result = samples.with_suffix(".json")  # what the FID program says of them
     command = [PROGRAMS / "fid/measure_fid.py", args.data_root.resolve() / "eval", samples, "--dims", 768]
@@ -157,28 +157,28 @@ def one_run(setting: Setting, args: argparse.Namespace, clock: Clock) -> float:
 
 def main() -> None:
     """The program."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data_root", type=Path, required=True, metavar="DIR", help="images, with eval/ at the size of the model")
     add("--work_dir", type=Path, required=True, metavar="DIR", help="gets runs and samples")
     what = "the table, which is gone on with (default: study.csv in --work_dir)"
     add("--out", type=writable_file, metavar="FILE", help=what)
     add("--flags", default=SMALL, metavar="TEXT", help="of train.py, for all runs (default: a network for a CPU)")
-    add("--train_num_steps", type=integer_from(1), default=3000, metavar="N", help="of each run (default: 3000)")
-    add("--num_samples", type=integer_from(2), default=500, metavar="N", help="of each run (default: 500)")
+    add("--train_num_steps", type=int_range(1), default=3000, metavar="N", help="of each run (default: 3000)")
+    add("--num_samples", type=int_range(2), default=500, metavar="N", help="of each run (default: 500)")
     what = "of the samples; the direct mean takes ddpm (default: dpm)"
     add("--sample_method", choices=["dpm", "ddpm"], default="dpm", help=what)
-    add("--jobs", type=integer_from(1), default=1, metavar="N", help="runs side by side (default: 1)")
-    add("--seeds", type=integer_from(0), nargs="+", default=[63], metavar="N", help="(default: 63)")
+    add("--jobs", type=int_range(1), default=1, metavar="N", help="runs side by side (default: 1)")
+    add("--seeds", type=int_range(0), nargs="+", default=[63], metavar="N", help="(default: 63)")
     add("--modes", choices=MODES, nargs="+", default=MODES, help="schedules (default: all)")
     add("--predictors", choices=PREDICTORS, nargs="+", default=PREDICTORS, help="predictors (default: all)")
     add("--forms", choices=FORMS, nargs="+", default=[*FORMS], help="what the network gives (default: both)")
     what = "of training and samples; auto: bf16 where the hardware has it (default: auto)"
     add("--precision", choices=PRECISIONS, default="auto", help=what)
-    add("--minutes", type=number_between(0, 1e4), default=1e4, metavar="M", help="when to stop (default: when done)")
+    add("--minutes", type=float_range(0, 1e4), default=1e4, metavar="M", help="when to stop (default: when done)")
     args = parser.parse_args()
     clock = Clock(args.minutes)
-    with errors_in_one_line(if_stopped="stopped; the same command goes on"):
+    with exit_on_user_error(interrupted="stopped; the same command goes on"):
         args.work_dir.mkdir(parents=True, exist_ok=True)
         precision = "bf16" if uses_bf16(args.precision, choose_device("auto", 0)) else "fp32"
         out = args.out or args.work_dir / "study.csv"

@@ -27,8 +27,8 @@ from pathlib import Path, PurePosixPath
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "image_diffusion_todo"))
 
-from files import replacing
-from options import OneLineParser, errors_in_one_line, one_line, writable_folder
+from atomic import atomic_write
+from cli import ArgumentParser, exit_on_user_error, one_line, writable_folder
 
 REPORT, ROLL, FACES = "report.pdf", "2d_plot_diffusion_todo", "image_diffusion_todo"
 TOP = (REPORT, ROLL, FACES)
@@ -47,7 +47,11 @@ SKELETON = re.compile(r"#{2,}\s*TODO|\(TODO\)|NotImplementedError\([\"']TODO")
 # Each program for a moment, and what it must leave behind. A star stands for the one name that is there.
 SMOKE = (
     (ROLL, "ddpm_tutorial.py --num_iterations 20 --device cpu", "results/swiss_roll_samples.png"),
-    (FACES, "dataset.py --data_root data/drawn --drawn 2 --image_resolution 8", "data/drawn/eval/cat_cat_00000.png"),
+    (
+        FACES,
+        "dataset.py --data_root data/drawn --synthetic 2 --image_resolution 8",
+        "data/drawn/eval/cat_cat_00000.png",
+    ),
     (
         FACES,
         "train.py --data_root data/drawn --image_resolution 8 --ch 32 --ch_mult 1 --attn --num_res_blocks 1 "
@@ -66,7 +70,7 @@ SMOKE_SECONDS = 600  # for each program; most take a few
 SHOWN = 20  # faults
 
 
-def left_out(name: str, is_folder: bool) -> str | None:
+def skipped(name: str, is_folder: bool) -> str | None:
     """The file or folder on the way to a member that programs, editors or systems made; None if there is none."""
     parts = name.split("/")
     for i, part in enumerate(parts):
@@ -151,7 +155,7 @@ def sources(root: Path, report: Path) -> tuple[dict[str, bytes], dict[str, str]]
     def walk(folder: Path, inside: str) -> None:
         for path in sorted(folder.iterdir()):
             name = f"{inside}/{path.name}"
-            if left_out(name, is_folder=path.is_dir() or path.is_symlink()):  # data/ may be a link to another disk
+            if skipped(name, is_folder=path.is_dir() or path.is_symlink()):  # data/ may be a link to another disk
                 continue
             if path.is_symlink():
                 faults[name] = "is a link: put the file itself there"
@@ -208,7 +212,7 @@ def faults_of(content: bytes) -> dict[str, str]:
             faults.setdefault(name, fault)
         elif top not in TOP:
             faults.setdefault(top, f"is not one of the three at the root of the zip: {', '.join(TOP)}")
-        elif left := left_out(name, info.is_dir()):
+        elif left := skipped(name, info.is_dir()):
             faults.setdefault(left, "was made by a program, and is not handed in: take it out")
         elif name.lower() in spellings or (name.lower() in folders and not info.is_dir()):
             faults.setdefault(name, "is there twice, at least where upper and lower case are the same")
@@ -332,7 +336,7 @@ def student_id(text: str) -> str:
 
 def main() -> None:
     """The program."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--id", type=student_id, metavar="ID", help="make ID_lab1.zip")
     what.add_argument("--check", type=Path, metavar="FILE", help="name every fault of a zip instead of making one")
@@ -350,7 +354,7 @@ def main() -> None:
     root = args.root or ROOT
     report = args.report or root / "report" / REPORT
 
-    with errors_in_one_line():
+    with exit_on_user_error():
         if args.check:
             target, content = args.check, read_zip(args.check)
             faults = faults_of(content)
@@ -368,7 +372,7 @@ def main() -> None:
         if runs:
             smoke(content, root)
         if not args.check:
-            with replacing(target) as file:
+            with atomic_write(target) as file:
                 file.write(content)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         number = sum(not info.is_dir() for info in archive.infolist())

@@ -44,10 +44,10 @@ if __name__ == "__main__":
     # Started as a script, Python looks for neighbours in this folder only; they are one folder up.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from files import replacing
+from atomic import atomic_write
+from cli import ArgumentParser, device, exit_on_user_error, int_range, writable_file
+from data_folder import SYNTHETIC_MARK, cache_dirs
 from images import fingerprint, list_images, read_image
-from layout import DRAWN_MARK, cache_places
-from options import OneLineParser, device, errors_in_one_line, integer_from, writable_file
 
 WIDTHS = tuple(InceptionV3.BLOCK_INDEX_BY_DIM)  # 64, 192, 768, 2048
 STANDARD_WIDTH = 2048
@@ -293,7 +293,7 @@ def _cache_files(folder: Path, dims: int, other: Path) -> list[Path]:
     `other` is the folder to compare with. If it holds both, "beside" would be inside of it.
     """
     folder, other = folder.resolve(), other.resolve()
-    places = [place for place in cache_places(folder.parent) if not place.is_relative_to(other)]
+    places = [place for place in cache_dirs(folder.parent) if not place.is_relative_to(other)]
     return [place / f"{folder.name}-fid-{dims}.npz" for place in places]
 
 
@@ -312,7 +312,7 @@ def _write_cache(files: Sequence[Path], key: str, gaussian: Gaussian) -> None:
     for file in files:
         with suppress(OSError):  # a full disk or a read-only folder: measuring again is the worst that follows
             file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as whole:
+            with atomic_write(file) as whole:
                 whole.write(content.getvalue())
             return
 
@@ -369,7 +369,7 @@ def measure(
         "gt_dir": str(gt_dir),
         "gt_images": len(gt_files),
         "gt_sizes": gt_sizes,
-        "gt_drawn": any((folder / DRAWN_MARK).is_file() for folder in [gt_dir, *gt_dir.absolute().parents[:3]]),
+        "gt_synthetic": any((folder / SYNTHETIC_MARK).is_file() for folder in [gt_dir, *gt_dir.absolute().parents[:3]]),
         "gen_dir": str(gen_dir),
         "gen_images": len(gen_files),
         "gen_sizes": gen_sizes,
@@ -384,7 +384,7 @@ def measure(
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command line."""
-    parser = OneLineParser(
+    parser = ArgumentParser(
         description="The Frechet Inception distance (FID) of generated images from real ones; smaller is better.",
         epilog="Every image below the two folders counts. Compare only distances of the same width "
         "and of about the same numbers of images: fewer images lie further apart.",
@@ -399,7 +399,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=STANDARD_WIDTH,
         help=f"number of Inception features; the usual FID has {STANDARD_WIDTH} (default: {STANDARD_WIDTH})",
     )
-    add("--batch_size", type=integer_from(1), default=50, help="images per pass through the network (default: 50)")
+    add("--batch_size", type=int_range(1), default=50, help="images per pass through the network (default: 50)")
     add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     add(
         "--json",
@@ -416,7 +416,7 @@ def _summary(result: dict) -> str:
         ", ".join(sizes) if len(sizes) < 4 else f"{len(sizes)} sizes"
         for sizes in (result["gt_sizes"], result["gen_sizes"])
     )
-    kind = "drawn" if result["gt_drawn"] else "real"
+    kind = "synthetic" if result["gt_synthetic"] else "real"
     text = (
         f"{result['gt_images']} {kind} images of {gt_sizes} in {result['gt_dir']}, "
         f"{result['gen_images']} generated ones of {gen_sizes} in {result['gen_dir']}"
@@ -429,10 +429,10 @@ def _summary(result: dict) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print; the last line is the distance."""
     args = make_parser().parse_args(arguments)
-    with errors_in_one_line():
+    with exit_on_user_error():
         result = measure(args.gt_dir, args.gen_dir, args.dims, args.batch_size, args.device)
         if args.json:
-            with replacing(args.json) as file:
+            with atomic_write(args.json) as file:
                 file.write((json.dumps(result, indent=2) + "\n").encode())
     print(_summary(result))
     print("{name}: {distance:.4f}".format(**result))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import sampling
 import train
-from drawn_faces import write_drawn_set
 from oracles import refused
+from synthetic_faces import write_synthetic_set
 from trainer import build_model
 
 numbers = st.one_of(
@@ -135,7 +135,7 @@ def test_the_flags_above_are_all_there_are(capsys):
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
     root = tmp_path_factory.mktemp("faces") / "afhq"
-    write_drawn_set(root, 2)
+    write_synthetic_set(root, 2)
     return root
 
 

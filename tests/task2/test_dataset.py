@@ -17,14 +17,14 @@ from dataset import (
     AFHQDataModule,
     AFHQDataset,
     get_data_iterator,
-    is_drawn,
+    is_synthetic,
     main,
     make_eval_images,
     tensor_to_pil_image,
     to_tensor,
 )
-from drawn_faces import write_drawn_set
 from images import read_image, resize
+from synthetic_faces import write_synthetic_set
 
 no_such_names = pytest.mark.skipif(sys.platform == "darwin", reason="its file system takes no such names")
 
@@ -654,23 +654,23 @@ def test_eval_refuses_what_would_be_measured_and_is_not_its_own(root):
 
 
 def test_the_program_draws_and_makes_eval(task_folder, tmp_path):
-    command = [sys.executable, str(task_folder / "dataset.py"), "--drawn", "2", "--seed", "5"]
+    command = [sys.executable, str(task_folder / "dataset.py"), "--synthetic", "2", "--seed", "5"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     train, evaluation = Path("data", "afhq", "train"), Path("data", "afhq", "eval")
     assert f"{train}: 6 drawn images of cat, dog, wild" in result.stdout
     assert f"{evaluation}: 3 drawn images of 64x64, 3 made now" in result.stdout
-    assert is_drawn(tmp_path / "data")
+    assert is_synthetic(tmp_path / "data")
     assert len(list((tmp_path / evaluation).iterdir())) == 3
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--drawn", "0"], "--drawn: '0' is not a whole number >= 1"),
+        (["--synthetic", "0"], "--synthetic: '0' is not a whole number >= 1"),
         (["--data_root", "file"], "file is a file, where a folder is wanted"),
         (["--data_root", "some where/afhq"], "put it at"),
-        (["--data_root", "pets", "--drawn", "2"], "pets already holds other things (train, val)"),
+        (["--data_root", "pets", "--synthetic", "2"], "pets already holds other things (train, val)"),
         (["--data_root", "pets"], "broken.png: not an image, or a broken one"),
     ],
 )
@@ -692,7 +692,7 @@ def test_what_goes_wrong_is_one_line_and_code_2(arguments, words, tmp_path, monk
 
 
 def test_evaluation_images_follow_the_wanted_resolution(tmp_path):
-    write_drawn_set(tmp_path / "afhq", 2)
+    write_synthetic_set(tmp_path / "afhq", 2)
     assert make_eval_images(tmp_path / "afhq") == (3, 3)
     assert make_eval_images(tmp_path / "afhq", resolution=16) == (3, 3)
     assert {Image.open(path).size for path in (tmp_path / "afhq" / "eval").iterdir()} == {(16, 16)}

@@ -247,7 +247,7 @@ def test_without_a_network_the_message_says_what_to_do(server, root):
     with pytest.raises(ConnectionError) as refusal:
         download_afhq(root, url, COUNTS)
     message = str(refusal.value)
-    assert all(words in message for words in ("refused", url, str(root) + ".zip", "--drawn"))
+    assert all(words in message for words in ("refused", url, str(root) + ".zip", "--synthetic"))
     assert "\n" not in message
 
 

@@ -626,7 +626,7 @@ def test_what_makes_a_distance_mean_less_is_said(folders, looked_at, capsys):
     main([str(real), str(made), "--json", str(made.parent / "fid.json")])
     assert "Note: images of different sizes" in capsys.readouterr().out
     result = json.loads((made.parent / "fid.json").read_text())
-    assert result["gen_sizes"] == ["16x16", "32x24"] and result["gt_drawn"] is False
-    (real.parent / "DRAWN.txt").write_text("")
+    assert result["gen_sizes"] == ["16x16", "32x24"] and result["gt_synthetic"] is False
+    (real.parent / "SYNTHETIC.txt").write_text("")
     main([str(real), str(made)])
     assert capsys.readouterr().out.startswith("5 drawn images of 32x24 in ")

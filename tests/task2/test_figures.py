@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-import pictures
+import image_grid
 from checkpoint import write_checkpoint
 from dataset import tensor_to_pil_image
-from drawn_faces import write_drawn_set
 from model import DiffusionModule, ImageNoise
 from network import UNet
 from oracles import alpha_bars_by_definition, awake, betas_by_definition, only_run, refused
 from scheduler import MODES, PREDICTORS, DDPMScheduler
+from synthetic_faces import write_synthetic_set
 
 FIGURES = "../report/figures.py"
 T, SIZE = 12, 8
@@ -52,7 +52,7 @@ def make_run(place, mode, predictor, name="11-24-120000", step=100, size=SIZE, w
         "ch_mult": [1],
         "classes": ["cat", "wild"],
         "num_images": 12,
-        "drawn_faces": False,
+        "synthetic_faces": False,
     } | config
     folder = place / f"predictor_{predictor}" / f"beta_{mode}" / name
     folder.mkdir(parents=True)
@@ -94,7 +94,7 @@ def chain_of(folder, count):
     x_t = [noise()]
     with torch.no_grad():
         for t in reversed(range(T)):
-            x_t.append(ddpm.var_scheduler.step(x_t[-1], t, ddpm.ask(x_t[-1], t), ddpm.predictor, noise()))
+            x_t.append(ddpm.var_scheduler.step(x_t[-1], t, ddpm.predict(x_t[-1], t), ddpm.predictor, noise()))
     return torch.stack(x_t)
 
 
@@ -149,7 +149,7 @@ def test_all_products_are_made_and_show_their_runs(program, nine, tmp_path):
     assert rows[2] == {
         **{"mode": "cosine", "predictor": "noise", "parametrization": "direct", "loss_weight": "none"},
         **{"seed": "63", "steps": "200", "batch_size": "4", "image_resolution": "8", "ch": "32", "T": "12"},
-        **{"num_images": "12", "classes": "cat wild", "drawn_faces": "False", "last_loss": "0.005000"},
+        **{"num_images": "12", "classes": "cat wild", "synthetic_faces": "False", "last_loss": "0.005000"},
         "weights": str(sum(p.numel() for p in network.parameters())),
     }
     assert rows[-1]["loss_weight"] == "min-snr"
@@ -233,13 +233,13 @@ def test_damaged_and_unfinished_runs_are_named_and_left_out(figures, tmp_path, c
         config = json.loads(path.read_text()) | values
         path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
-    names = ("whole", "no config", "list", "lacking", "other", "drawn", "no ckpt", "cut", "foreign", "new", "stats")
+    names = ("whole", "no config", "list", "lacking", "other", "synthetic", "no ckpt", "cut", "foreign", "new", "stats")
     folders = {name: make_run(tmp_path, "linear", "noise", name) for name in names}
     (folders["no config"] / "config.json").unlink()
     (folders["list"] / "config.json").write_text("[1]")
     change("lacking", num_images=None)
     change("other", mode="cosine")
-    change("drawn", drawn_faces="perhaps")
+    change("synthetic", synthetic_faces="perhaps")
     (folders["no ckpt"] / "last.ckpt").unlink()
     cut = folders["cut"] / "last.ckpt"
     cut.write_bytes(cut.read_bytes()[:1000])
@@ -257,7 +257,7 @@ def test_damaged_and_unfinished_runs_are_named_and_left_out(figures, tmp_path, c
     assert reasons["no config"] == reasons["list"] == "no readable config.json"
     assert reasons["lacking"] == "config.json lacks num_images"
     assert reasons["other"] == "mode is cosine in config.json and linear in last.ckpt"
-    assert reasons["drawn"] == "drawn_faces is 'perhaps' in config.json"
+    assert reasons["synthetic"] == "synthetic_faces is 'perhaps' in config.json"
     assert reasons["no ckpt"] == "no last.ckpt yet"
     assert "cut off" in reasons["cut"]
     assert reasons["foreign"] == "last.ckpt does not know its step: train.py did not write it"
@@ -266,7 +266,7 @@ def test_damaged_and_unfinished_runs_are_named_and_left_out(figures, tmp_path, c
 
 
 def test_a_run_of_the_training_program_on_drawn_faces(program, tmp_path):
-    write_drawn_set(tmp_path / "afhq", 4)
+    write_synthetic_set(tmp_path / "afhq", 4)
     tiny = ["--ch", 32, "--ch_mult", 1, "--attn", "--num_res_blocks", 1, "--image_resolution", SIZE]
     tiny += ["--num_diffusion_train_timesteps", T, "--batch_size", 4, "--train_num_steps", 6, "--log_interval", 6]
     run = program("train.py", "--data_root", "afhq", "--mode", "cosine", "--predictor", "x0", *tiny)
@@ -276,7 +276,7 @@ def test_a_run_of_the_training_program_on_drawn_faces(program, tmp_path):
     assert run.returncode == 0, run.stderr
     assert f"taken: --mode cosine --predictor x0: {folder.relative_to(tmp_path)}, step 6" in run.stdout
     (row,) = table(tmp_path / "out/tables/runs.csv")
-    assert row["drawn_faces"] == "True" and row["classes"] == "cat dog wild" and row["steps"] == "6"
+    assert row["synthetic_faces"] == "True" and row["classes"] == "cat dog wild" and row["steps"] == "6"
     assert row["last_loss"] == table(folder / "stats.csv")[-1]["loss"]
     for path, per_row, expected in [
         (TRAJECTORIES, 10, chain_of(folder, 1)[STATIONS, 0]),
@@ -333,7 +333,7 @@ def test_large_pictures_are_kept_small_where_they_are_noisy(figures):
     generator = torch.Generator().manual_seed(0)
     frames = torch.randn(10, 1, 3, 64, 64, generator=generator)
     frames[-1] = torch.linspace(-1, 1, 64)  # what is smooth stays as it is
-    strip = pictures.trajectory_picture(frames)
+    strip = image_grid.trajectory_image(frames)
     content = figures.labelled([(mode, strip) for mode in MODES], ["t"] * 10, drawn=False)
     assert len(content) < 400_000
     picture = np.asarray(Image.open(io.BytesIO(content)))
@@ -350,7 +350,7 @@ def test_large_pictures_are_kept_small_where_they_are_noisy(figures):
 def measured(path, gen_dir, distance, **changes):
     """What fid/measure_fid.py --json writes."""
     result = {"name": "FID", "distance": distance, "dims": 2048, "gt_dir": "eval", "gt_images": 5, "gt_sizes": ["8x8"]}
-    result |= {"gt_drawn": False, "gen_dir": str(gen_dir), "gen_images": 3, "gen_sizes": ["8x8"], "device": "cpu"}
+    result |= {"gt_synthetic": False, "gen_dir": str(gen_dir), "gen_images": 3, "gen_sizes": ["8x8"], "device": "cpu"}
     path.write_text(json.dumps(result | {"weights_sha256": "abc"} | changes))
     return path
 
@@ -402,7 +402,7 @@ def test_the_best_distance_comes_with_the_run_that_its_samples_are_from(figures,
     ("changes", "words"),
     [
         ({"name": "FID-768"}, "cannot be compared: name is FID in a.json and FID-768 in b.json"),
-        ({"gt_drawn": True}, "cannot be compared: gt_drawn is False in a.json and True in b.json"),
+        ({"gt_synthetic": True}, "cannot be compared: gt_synthetic is False in a.json and True in b.json"),
         ({"gen_images": 4}, "cannot be compared: gen_images is 3"),
         ({"gt_sizes": ["64x64"]}, "cannot be compared: gt_sizes is ['8x8']"),
         ({"distance": float("nan")}, "b.json is not a file that fid/measure_fid.py --json wrote"),
@@ -443,7 +443,7 @@ def test_ctrl_c_ends_in_one_line_and_leaves_whole_files(program, nine, tmp_path,
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pictures, "follow", interrupted)
+    monkeypatch.setattr(image_grid, "trajectory_frames", interrupted)
     run = program(FIGURES, "--runs", nine / "preconditioned", "--out", "out")
     assert run.returncode == 130
     assert run.stderr == "figures.py: error: stopped; the files named above are whole"

@@ -11,11 +11,11 @@ import speed
 import train
 from checkpoint import read_checkpoint
 from dataset import AFHQDataModule
-from drawn_faces import write_drawn_set
 from model import DiffusionModule
 from network import UNet
 from oracles import awake, only_run
 from scheduler import PREDICTORS, DDPMScheduler
+from synthetic_faces import write_synthetic_set
 from trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -32,7 +32,7 @@ def small_model(predictor="noise"):
 
 @pytest.fixture
 def faces(tmp_path):
-    write_drawn_set(tmp_path / "afhq", 8)
+    write_synthetic_set(tmp_path / "afhq", 8)
     return tmp_path / "afhq"
 
 
@@ -56,11 +56,11 @@ def test_the_answer_is_that_of_the_cpu(predictor):
     ddpm = small_model(predictor)
     x_t, t = torch.randn(4, 3, 16, 16), torch.tensor([0, 5, 12, 19])
     with torch.no_grad():
-        expected = ddpm.ask(x_t, t)
-        speed.prepare(ddpm, torch.device("cuda:0"))
+        expected = ddpm.predict(x_t, t)
+        speed.place_network(ddpm, torch.device("cuda:0"))
         for bf16, tolerance in ((False, 1e-2), (True, 0.1)):
             ddpm.bf16 = bf16
-            answer = ddpm.ask(x_t.cuda(), t.cuda()).cpu()
+            answer = ddpm.predict(x_t.cuda(), t.cuda()).cpu()
             assert (answer - expected).abs().max() < tolerance * expected.std()
 
 
@@ -80,9 +80,9 @@ def test_every_way_of_training_has_the_losses_of_the_plain_one(faces, tmp_path, 
 
 def test_a_compiled_chain_is_the_plain_one():
     ddpm = small_model()
-    speed.prepare(ddpm, torch.device("cuda:0"))
+    speed.place_network(ddpm, torch.device("cuda:0"))
     fast = copy.deepcopy(ddpm)
-    fast.network = speed.compiled(fast.network)
+    fast.network = speed.compile_network(fast.network)
     for method in ("ddpm", "ddim", "dpm"):
         samples = []
         for module in (ddpm, fast):

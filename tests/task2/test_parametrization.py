@@ -47,7 +47,7 @@ def test_the_right_output_gives_the_right_prediction(mode, predictor, t):
     alpha_bar, _ = alpha_bars(scheduler, t)
     x_t = alpha_bar**0.5 * x_0.double() + (1 - alpha_bar) ** 0.5 * eps.double()
     v = alpha_bar**0.5 * eps.double() - (1 - alpha_bar) ** 0.5 * x_0.double()
-    said = scheduler.precondition(v.float(), x_t.float(), torch.full((4,), t), predictor)
+    said = scheduler.from_v(v.float(), x_t.float(), torch.full((4,), t), predictor)
     expected = {"noise": eps.double(), "x0": x_0.double(), "mean": eq_7(scheduler, t, x_0.double(), x_t)[0]}[predictor]
     assert max_difference(said, expected) < 2e-5
 
@@ -55,14 +55,14 @@ def test_the_right_output_gives_the_right_prediction(mode, predictor, t):
 @pytest.mark.parametrize("predictor", PREDICTORS)
 @pytest.mark.parametrize("mode", MODES)
 def test_the_output_is_of_unit_size_at_every_t(mode, predictor):
-    """`precondition` is a line in the output: what it must be for the right prediction follows from two values."""
+    """`from_v` is a line in the output: what it must be for the right prediction follows from two values."""
     scheduler = schedule(mode)
     x_0, eps = torch.randn(2, 3, 32, 32)
     for t in range(0, T, 71):
         alpha_bar, _ = alpha_bars(scheduler, t)
         x_t = alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * eps
         right = {"noise": eps, "x0": x_0, "mean": eq_7(scheduler, t, x_0, x_t)[0]}[predictor]
-        zero, one = (scheduler.precondition(torch.full_like(x_t, v), x_t, t, predictor) for v in (0.0, 1.0))
+        zero, one = (scheduler.from_v(torch.full_like(x_t, v), x_t, t, predictor) for v in (0.0, 1.0))
         output = (right - zero) / (one - zero)
         assert output.square().mean().sqrt() == pytest.approx(1, abs=0.05), t
 

@@ -1,4 +1,4 @@
-"""train.py, sampling.py and pictures.py as their users run them, on small drawn faces."""
+"""train.py, sampling.py and image_grid.py as their users run them, on small drawn faces."""
 
 import csv
 import json
@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from checkpoint import read_checkpoint
-from drawn_faces import write_drawn_set
 from model import DiffusionModule
 from oracles import awake, only_run, refused
 from scheduler import MODES, PREDICTORS
+from synthetic_faces import write_synthetic_set
 
 TINY = [
     "--ch",
@@ -37,7 +37,7 @@ QUICK = [*TINY, "--batch_size", "4", "--train_num_steps", "6", "--log_interval",
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
     root = tmp_path_factory.mktemp("faces with a blank") / "afhq"
-    write_drawn_set(root, 4)
+    write_synthetic_set(root, 4)
     return root
 
 
@@ -71,7 +71,9 @@ def test_what_a_run_writes_down(program, faces, tmp_path):
 
     config = json.loads((folder / "config.json").read_text())
     assert config["batch_size"] == 4 and config["beta_1"] == 1e-4 and config["seed"] == 63 and config["hflip"] is True
-    assert config["drawn_faces"] is True and config["classes"] == ["cat", "dog", "wild"] and config["num_images"] == 12
+    assert (
+        config["synthetic_faces"] is True and config["classes"] == ["cat", "dog", "wild"] and config["num_images"] == 12
+    )
 
     rows = list(csv.DictReader((folder / "stats.csv").open()))
     assert [int(row["step"]) for row in rows] == [50, 100, 110]
@@ -239,7 +241,7 @@ def test_bad_sampling_arguments_end_in_one_line(program, tmp_path, arguments, wo
 
 
 def test_help_reads_as_documentation(program):
-    for name in ("train.py", "sampling.py", "pictures.py"):
+    for name in ("train.py", "sampling.py", "image_grid.py"):
         run = program(name, "--help")
         assert run.returncode == 0 and "--" in run.stdout
     text = program("train.py", "--help").stdout
@@ -252,20 +254,20 @@ def test_contact_sheet_shows_the_images_in_the_order_of_their_numbers(program, t
     for i in range(11):
         (tmp_path / "in").mkdir(exist_ok=True)
         Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / "in" / f"{i}.png")
-    run = program("pictures.py", "in", "--out", "sheet.png", "--count", 11, "--per_row", 4)
+    run = program("image_grid.py", "in", "--out", "sheet.png", "--count", 11, "--per_row", 4)
     assert run.returncode == 0, run.stderr
     sheet = Image.open(tmp_path / "sheet.png")
     assert sheet.size == (4 * 6 + 2, 3 * 6 + 2)
     assert [sheet.getpixel((3 + 6 * (i % 4), 3 + 6 * (i // 4)))[0] for i in range(11)] == list(range(11))
     (tmp_path / "empty").mkdir()
-    assert refused(program("pictures.py", "empty", "--out", "sheet.png"), "holds no images")
+    assert refused(program("image_grid.py", "empty", "--out", "sheet.png"), "holds no images")
 
 
 def test_a_sheet_is_not_put_among_the_images_that_it_shows(program, tmp_path):
     (tmp_path / "in").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "in" / "0.png")
-    assert refused(program("pictures.py", "in", "--out", "in/deeper/sheet.png"), "would lie among the images")
-    assert refused(program("pictures.py", "in", "--out", "in/sheet.png"), "would lie among the images")
+    assert refused(program("image_grid.py", "in", "--out", "in/deeper/sheet.png"), "would lie among the images")
+    assert refused(program("image_grid.py", "in", "--out", "in/sheet.png"), "would lie among the images")
 
 
 def test_a_wrong_place_for_the_data_or_the_checkpoint_is_said(program, trained, tmp_path):

@@ -18,11 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
-from drawn_faces import write_drawn_set
 from model import DiffusionModule
 from network import UNet
 from oracles import Ideal, alpha_bars, awake, eq_7, refused
 from scheduler import MODES, PREDICTORS, DDPMScheduler
+from synthetic_faces import write_synthetic_set
 
 # A program that saves what it has at the first Ctrl-C, which takes a while, and ends at once at the second.
 PATIENT = """
@@ -100,7 +100,7 @@ def test_errors_of_models_are_in_one_currency(explain, predictor):
 
 
 def test_the_explanation_is_drawn_and_tabled(program, tmp_path):
-    write_drawn_set(tmp_path / "afhq", 2)
+    write_synthetic_set(tmp_path / "afhq", 2)
     torch.manual_seed(0)
     for predictor in ("noise", "mean"):
         network = awake(UNet(T=12, image_resolution=8, ch=32, ch_mult=[1], attn=[0], num_res_blocks=1))
@@ -325,7 +325,7 @@ def test_a_study_looks_for_data_and_weights_before_it_trains(load_report, progra
         raise ValueError("no weights")
 
     monkeypatch.setattr(study.measure_fid, "load_inception", load_inception)
-    write_drawn_set(tmp_path / "afhq", 2)
+    write_synthetic_set(tmp_path / "afhq", 2)
 
     def run(data_root):
         return program("../report/study.py", "--data_root", data_root, "--work_dir", "w")
@@ -359,7 +359,7 @@ def test_another_study_wants_another_folder(program, study, tmp_path, monkeypatc
 @pytest.fixture
 def small_chain(tmp_path):
     """A checkpoint with a chain of 12 steps, `model.ckpt`, and images to compare with."""
-    write_drawn_set(tmp_path / "afhq", 2)
+    write_synthetic_set(tmp_path / "afhq", 2)
     torch.manual_seed(0)
     network = awake(UNet(T=12, image_resolution=8, ch=32, ch_mult=[1], attn=[0], num_res_blocks=1))
     DiffusionModule(network, DDPMScheduler(12, 1e-3, 0.3, "cosine"), "x0").save(tmp_path / "model.ckpt")

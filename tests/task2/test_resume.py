@@ -17,12 +17,12 @@ from PIL import Image
 
 import speed
 import train
+from atomic import lock_folder, remove_partials
 from checkpoint import read_checkpoint
-from drawn_faces import write_drawn_set
-from files import only_program_in, remove_partials
 from model import DiffusionModule, ImageNoise
 from oracles import awake, max_difference, only_run, refused
 from processes import PROGRAMS, Program
+from synthetic_faces import write_synthetic_set
 from trainer import Trainer
 
 TINY = ["--ch", 32, "--ch_mult", 1, "--attn", "--num_res_blocks", 1, "--image_resolution", 8]
@@ -34,7 +34,7 @@ STEPS = 70
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
     root = tmp_path_factory.mktemp("faces") / "afhq"
-    write_drawn_set(root, 5)  # 15 images: three batches of 4 and 3 left over
+    write_synthetic_set(root, 5)  # 15 images: three batches of 4 and 3 left over
     return root
 
 
@@ -112,7 +112,7 @@ def test_a_stop_during_the_pictures_makes_them_later(program, undisturbed, faces
     arguments = ["--data_root", faces, *RUN, "--train_num_steps", STEPS]
     for _ in range(2):
         with monkeypatch.context() as patch:
-            patch.setattr(trainer, "follow", interrupted)
+            patch.setattr(trainer, "trajectory_frames", interrupted)
             run = program("train.py", *arguments)
         assert run.returncode == 130 and "stopped at step 0" in run.stdout
         folder = only_run(tmp_path)
@@ -171,7 +171,7 @@ def test_killed_again_and_again_it_ends_the_same(undisturbed, faces, tmp_path, r
 
 
 def test_two_programs_do_not_work_in_one_folder(program, half_a_run):
-    lock = only_program_in(half_a_run)
+    lock = lock_folder(half_a_run)
     assert refused(program("train.py", "--resume", half_a_run), "another program is at work there")
     lock.close()
     assert program("train.py", "--resume", half_a_run).returncode == 0

@@ -12,7 +12,7 @@ from torch import nn
 from model import DiffusionModule
 from network import UNet
 from oracles import Ideal, alpha_bars, alpha_bars_by_definition, awake, eq_7, max_difference, refused
-from samplers import DDIM, DPM, METHODS, build_sampler, distinct, first_timestep
+from samplers import DDIM, DPM, METHODS, build_sampler, round_distinct, start_timestep
 from scheduler import MODES, PREDICTORS, DDPMScheduler
 
 T = 1000
@@ -45,15 +45,15 @@ def truth(scheduler, predictor, t, x_0, eps):
 def test_every_answer_tells_image_and_noise(scheduler, predictor, t):
     x_0, eps = images(), images()
     x_t, answer = truth(scheduler, predictor, t, x_0, eps)
-    found = scheduler.predicted_x0_and_eps(x_t, t, answer, predictor)
+    found = scheduler.to_x0_and_eps(x_t, t, answer, predictor)
     assert max_difference(found[0], x_0) < 1e-9 and max_difference(found[1], eps) < 1e-9
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_answers_in_half_precision_are_not_computed_with_in_half_precision(scheduler, predictor):
     x_t, answer = images().float(), images().bfloat16()
-    found = scheduler.predicted_x0_and_eps(x_t, 500, answer, predictor)
-    expected = scheduler.predicted_x0_and_eps(x_t, 500, answer.float(), predictor)
+    found = scheduler.to_x0_and_eps(x_t, 500, answer, predictor)
+    expected = scheduler.to_x0_and_eps(x_t, 500, answer.float(), predictor)
     assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(found, expected, strict=True))
 
 
@@ -65,7 +65,7 @@ def test_alpha_bar_is_exact_and_1_before_step_0(scheduler):
 
 def test_unknown_predictor_is_an_error(scheduler):
     with pytest.raises(ValueError, match="'velocity': choose one of noise, x0, mean"):
-        scheduler.predicted_x0_and_eps(images(), 0, images(), "velocity")
+        scheduler.to_x0_and_eps(images(), 0, images(), "velocity")
 
 
 # Which timesteps.
@@ -90,14 +90,14 @@ def test_timesteps_fall_from_noise_to_the_first_level(scheduler, method, num_ste
 
 
 def test_a_chain_starts_where_there_is_a_trace_of_the_image():
-    assert first_timestep(DDPMScheduler(3, 0.01, 0.02)) == 2
-    assert first_timestep(DDPMScheduler(3, 0.9, 0.9999)) == 1
-    assert first_timestep(DDPMScheduler(3, 0.99999, 0.99999)) == 0
+    assert start_timestep(DDPMScheduler(3, 0.01, 0.02)) == 2
+    assert start_timestep(DDPMScheduler(3, 0.9, 0.9999)) == 1
+    assert start_timestep(DDPMScheduler(3, 0.99999, 0.99999)) == 0
 
 
 def test_crowded_timesteps_are_moved_apart():
-    assert distinct(np.array([9.0, 8.9, 8.8, 0.3, 0.2, 0.0])) == [9, 8, 7, 2, 1, 0]
-    assert distinct(np.array([2.0, 1.6, 1.2, 0.8, 0.4, 0.0])) == [2, 1, 0]
+    assert round_distinct(np.array([9.0, 8.9, 8.8, 0.3, 0.2, 0.0])) == [9, 8, 7, 2, 1, 0]
+    assert round_distinct(np.array([2.0, 1.6, 1.2, 0.8, 0.4, 0.0])) == [2, 1, 0]
 
 
 @pytest.mark.parametrize("method", SHORT)
@@ -141,7 +141,7 @@ def exact_line(mode, m, s, to_x0=True):
     way to what the network says of the image, as any chain ends.
     """
     scheduler = DDPMScheduler(T, 1e-4, 0.02, mode)
-    alpha_bar, _ = alpha_bars(scheduler, first_timestep(scheduler))
+    alpha_bar, _ = alpha_bars(scheduler, start_timestep(scheduler))
     slope = s / (alpha_bar * s**2 + 1 - alpha_bar) ** 0.5
     if not to_x0:
         last, _ = alpha_bars(scheduler, 0)

@@ -91,9 +91,9 @@ def test_batches_hold_each_whole_image_once_with_its_label(root, broken):
 
 
 def test_each_broken_image_is_named(root, broken):
-    left_out = training_set(root).left_out
-    assert len(left_out) == 2
-    assert all(reason.startswith(f"{path}: not an image") for path, reason in zip(broken, left_out, strict=True))
+    skipped = training_set(root).skipped
+    assert len(skipped) == 2
+    assert all(reason.startswith(f"{path}: not an image") for path, reason in zip(broken, skipped, strict=True))
 
 
 def test_the_second_start_decodes_nothing_and_still_names_them(root, broken, decoded):
@@ -101,7 +101,7 @@ def test_the_second_start_decodes_nothing_and_still_names_them(root, broken, dec
     assert len(decoded) == 11
     second = training_set(root)
     assert len(decoded) == 11
-    assert second.left_out == first.left_out and len(second.left_out) == 2
+    assert second.skipped == first.skipped and len(second.skipped) == 2
     assert second.fnames == first.fnames and second.labels == first.labels
     assert np.array_equal(second.pixels, first.pixels)
 
@@ -127,32 +127,32 @@ def test_a_mended_image_counts_again(root, broken):
     assert len(training_set(root)) == 9
     Image.new("RGB", (8, 8), (3, 0, 0)).save(broken[0])
     train = training_set(root)
-    assert len(train) == 10 and broken[0] in train.fnames and len(train.left_out) == 1
+    assert len(train) == 10 and broken[0] in train.fnames and len(train.skipped) == 1
     broken[1].unlink()
     for skip_broken in (True, False):
         train = training_set(root, skip_broken)
-        assert len(train) == 10 and train.left_out == []
+        assert len(train) == 10 and train.skipped == []
     assert [path.suffix for path in (root / ".cache").iterdir()] == [".npy"]
 
 
 def test_a_broken_image_is_named_as_it_is_called_now(root, broken):
     training_set(root)
     renamed = broken[0].rename(broken[0].with_name("3b.png"))
-    assert training_set(root).left_out[0].startswith(f"{renamed}: ")
+    assert training_set(root).skipped[0].startswith(f"{renamed}: ")
 
 
 def test_an_image_that_breaks_is_left_out_from_then_on(root):
     assert len(training_set(root)) == 10
     path = break_file(root / "train" / "dog" / "0.png")
     train = training_set(root)
-    assert len(train) == 9 and path not in train.fnames and len(train.left_out) == 1
+    assert len(train) == 9 and path not in train.fnames and len(train.skipped) == 1
 
 
 def test_a_list_of_the_broken_that_was_cut_off_is_made_anew(root, broken):
     training_set(root)
     (path,) = (root / ".cache").glob("*.broken.json")
     path.write_text(path.read_text()[:20])
-    assert len(training_set(root).left_out) == 2
+    assert len(training_set(root).skipped) == 2
 
 
 def test_a_class_of_broken_images_only_is_an_error(root):
@@ -175,9 +175,9 @@ def test_training_goes_on_and_lists_what_it_left_out(program, root, broken, tmp_
     run = program("train.py", "--data_root", root, *TINY, "--skip_broken")
     assert run.returncode == 0, run.stderr
     folder = only_run(tmp_path)
-    assert f"2 broken images are left out; {folder.relative_to(tmp_path) / 'left_out.txt'} lists them" in run.stdout
+    assert f"2 broken images are left out; {folder.relative_to(tmp_path) / 'skipped.txt'} lists them" in run.stdout
     assert ": 9 images, 2 classes" in run.stdout
-    lines = (folder / "left_out.txt").read_text().splitlines()
+    lines = (folder / "skipped.txt").read_text().splitlines()
     assert len(lines) == 2
     assert "cat/3.png: not an image" in lines[0]
     assert (r"dog/caf\udce9\n.png" if sys.platform != "darwin" else r"dog/two\nlines.png") in lines[1]
@@ -189,7 +189,7 @@ def test_training_goes_on_and_lists_what_it_left_out(program, root, broken, tmp_
 def test_whole_images_need_no_list(program, root, tmp_path):
     run = program("train.py", "--data_root", root, *TINY, "--skip_broken")
     assert run.returncode == 0 and "left out" not in run.stdout
-    assert not (only_run(tmp_path) / "left_out.txt").exists()
+    assert not (only_run(tmp_path) / "skipped.txt").exists()
 
 
 def test_the_program_refuses_them_without_the_flag_and_leaves_nothing(program, root, broken, tmp_path):
@@ -215,7 +215,7 @@ def test_resumed_is_bit_for_bit_the_same(program, root, broken, tmp_path, monkey
         numbers = [(row["step"], row["loss"], row["learning_rate"]) for row in training["stats"]]
         tensors = [*checkpoint["state_dict"].values(), *training["network"].values()]
         tensors += [m for moments in training["optimizer"]["state"].values() for m in moments.values()]
-        return numbers, (folder / "left_out.txt").read_text(), [t.numpy().tobytes() for t in tensors]
+        return numbers, (folder / "skipped.txt").read_text(), [t.numpy().tobytes() for t in tensors]
 
     assert program("train.py", "--data_root", root, *TINY, "--skip_broken").returncode == 0
     undisturbed = end_of(only_run(tmp_path))
@@ -281,4 +281,4 @@ def test_a_list_of_the_broken_that_is_none_is_made_anew(root, broken, content):
 
 def test_links_to_nothing_are_broken_images_too(root):
     (root / "train" / "cat" / "6.png").symlink_to("nowhere.png")
-    assert len(training_set(root).left_out) == 1
+    assert len(training_set(root).skipped) == 1

@@ -16,14 +16,14 @@ import sampling
 import speed
 import train
 from dataset import AFHQDataModule
-from drawn_faces import write_drawn_set
 from model import DiffusionModule
 from module import AttnBlock
 from network import UNet
 from oracles import awake, max_difference
 from processes import PROGRAMS
 from scheduler import DDPMScheduler
-from trainer import STATS_EVERY, Trainer
+from synthetic_faces import write_synthetic_set
+from trainer import LOG_EVERY, Trainer
 
 CPU = torch.device("cpu")
 
@@ -69,7 +69,7 @@ def test_bf16_is_close_and_the_answer_is_float32():
     loss_16, gradient_16 = loss_and_gradient(ddpm)
     assert loss_16 != loss and loss_16 == pytest.approx(loss, rel=5e-3)
     assert torch.cosine_similarity(gradient, gradient_16, dim=0) > 0.999
-    assert ddpm.ask(torch.randn(1, 3, 8, 8), torch.tensor([3]), None).dtype == torch.float32
+    assert ddpm.predict(torch.randn(1, 3, 8, 8), torch.tensor([3]), None).dtype == torch.float32
 
 
 def test_bf16_leaves_whole_samples_within_a_few_grey_levels():
@@ -101,7 +101,7 @@ def test_the_order_of_bytes_changes_nothing():
     ddpm = small_model(dropout=0.0)
     loss, gradient = loss_and_gradient(ddpm)
     ddpm.network.zero_grad()
-    speed.prepare(ddpm, CPU)
+    speed.place_network(ddpm, CPU)
     assert is_channels_last(ddpm.network)
     loss_cl, gradient_cl = loss_and_gradient(ddpm)
     assert loss_cl == pytest.approx(loss, rel=1e-6)
@@ -123,13 +123,13 @@ def test_a_gpu_has_channels_last_in_every_precision():
     for bf16 in (False, True):
         with torch.device("meta"):
             network = UNet(image_resolution=8, ch=32, ch_mult=[1], attn=[], num_res_blocks=1)
-        assert is_channels_last(speed.prepare(network, torch.device("meta"), bf16))
+        assert is_channels_last(speed.place_network(network, torch.device("meta"), bf16))
 
 
 def test_sampling_has_the_order_of_its_precision(tmp_path, monkeypatch):
     small_model().save(tmp_path / "model.ckpt")
     orders = []
-    ordinary = speed.prepare
+    ordinary = speed.place_network
     prepare = lambda ddpm, *how: orders.append(is_channels_last(ordinary(ddpm, *how).network)) or ddpm  # noqa: E731
     monkeypatch.setattr(speed, "prepare", prepare)
     for precision in ("bf16", "fp32"):
@@ -201,7 +201,7 @@ def test_losses_are_read_from_the_device_only_every_so_often(tmp_path, monkeypat
         ordinary = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda t, *a, o=ordinary, n=name: (reads.append(n), o(t, *a))[1])
     images = torch.rand(8, 3, 8, 8)
-    for _ in range(STATS_EVERY - 1):
+    for _ in range(LOG_EVERY - 1):
         trainer.train_step(images, torch.ones(8, dtype=torch.long))
     assert not reads
     trainer.train_step(images, torch.ones(8, dtype=torch.long))
@@ -209,7 +209,7 @@ def test_losses_are_read_from_the_device_only_every_so_often(tmp_path, monkeypat
 
 
 def test_images_in_the_memory_of_a_device_are_those_of_the_file(tmp_path):
-    write_drawn_set(tmp_path / "afhq", 4)
+    write_synthetic_set(tmp_path / "afhq", 4)
     data = AFHQDataModule(tmp_path, batch_size=4, image_resolution=8)
     from_file, from_memory = data.train_batches(3), data.train_batches(3)
     from_memory.pixels = torch.from_numpy(np.array(from_memory.pixels))
@@ -223,9 +223,9 @@ def test_when_compilation_is_worth_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert speed.compiles("auto", cuda, 2000) and not speed.compiles("auto", cuda, 100)
-    assert speed.compiles("on", CPU, 1) and not speed.compiles("auto", CPU, 10**6)
-    assert not speed.compiles("off", cuda, 10**6)
+    assert speed.should_compile("auto", cuda, 2000) and not speed.should_compile("auto", cuda, 100)
+    assert speed.should_compile("on", CPU, 1) and not speed.should_compile("auto", CPU, 10**6)
+    assert not speed.should_compile("off", cuda, 10**6)
     for name, absent in [
         ("torch.cuda.get_device_capability", lambda device: (6, 1)),
         ("shutil.which", lambda name: None),
@@ -233,7 +233,7 @@ def test_when_compilation_is_worth_it(monkeypatch):
     ]:
         with monkeypatch.context() as patch:
             patch.setattr(name, absent)
-            assert not speed.compiles("auto", cuda, 10**6), name
+            assert not speed.should_compile("auto", cuda, 10**6), name
 
 
 @pytest.mark.parametrize(("flags", "alone"), [([], True), (["--accumulate", "2"], False)])
@@ -277,7 +277,7 @@ def test_a_compiled_network_learns_and_samples_the_same(tmp_path):
     eager = copy.deepcopy(trainer.ema.network)
     x, t = torch.randn(4, 3, 8, 8), torch.full((4,), 5)
     with torch.no_grad():
-        assert max_difference(trainer.sampler.ask(x, t, None), eager(x, t)) < 1e-5
+        assert max_difference(trainer.sampler.predict(x, t, None), eager(x, t)) < 1e-5
 
 
 def test_what_is_compiled_is_asked_for_batches_of_one_size(program, tmp_path, monkeypatch):
@@ -304,7 +304,7 @@ def benchmark(load_report):
 @pytest.fixture
 def new_loop(benchmark, tmp_path):
     """A training loop of the benchmark with some of its levers."""
-    write_drawn_set(tmp_path / "afhq", 4)
+    write_synthetic_set(tmp_path / "afhq", 4)
     tiny = "--ch 32 --ch_mult 1 2 --attn 1 --num_res_blocks 1 --image_resolution 8 --dropout 0 --batch_size 8"
     args = train.parse_arguments(tiny.split())
     data = AFHQDataModule(tmp_path / "afhq", 8, max_num_images_per_cat=-1, image_resolution=8)
@@ -366,7 +366,7 @@ def test_the_benchmark_counts_the_operations_of_the_labs_network(benchmark):
 
 def test_the_benchmark_of_training_measures_all_levers_of_this_device(program, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])  # the program adds to it
-    write_drawn_set(tmp_path / "afhq", 2)
+    write_synthetic_set(tmp_path / "afhq", 2)
     small = ["--batch_size", 2, "--turns", 1, "--steps", 1, "--data_root", "afhq", "--json", "speed.json"]
     run = program("../benchmarks/training.py", *small, "--peak_tflops", 1)
     assert run.returncode == 0, run.stderr
@@ -421,7 +421,7 @@ def test_200_steps_in_bf16_follow_those_in_float32(tmp_path):
 
 
 def test_hardly_any_time_of_an_epoch_is_spent_on_data(tmp_path):
-    write_drawn_set(tmp_path / "afhq", 8)
+    write_synthetic_set(tmp_path / "afhq", 8)
     batches = AFHQDataModule(tmp_path, batch_size=8, image_resolution=32).train_batches(3)
     flags = ["--image_resolution", "32", "--ch_mult", "1", "2", "2", "--attn", "2"]
     trainer = trainer_with(tmp_path, *flags)

@@ -13,10 +13,10 @@ from PIL import Image
 import train
 from checkpoint import read_checkpoint
 from dataset import tensor_to_pil_image
-from drawn_faces import write_drawn_set
 from model import DiffusionModule, ImageNoise
 from oracles import awake, max_difference, refused
 from scheduler import PREDICTORS, DDPMScheduler
+from synthetic_faces import write_synthetic_set
 from trainer import StopSignals, Trainer
 
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ def test_the_preconditioned_predictors_with_loss_weights_are_one_model(new_train
             trainer.train_step(*batch(8))
         trainer.save()
         weights = torch.cat([weight.detach().flatten() for weight in trainer.weights])
-        return weights, trainer._check_losses(), read_checkpoint(tmp_path / "last.ckpt")
+        return weights, trainer.read_losses(), read_checkpoint(tmp_path / "last.ckpt")
 
     mended = ["--parametrization", "preconditioned", "--loss_weight", "min-snr"]
     weights, losses, checkpoint = trained("--predictor", "noise", *mended)
@@ -226,7 +226,7 @@ def test_a_module_in_eval_mode_stays_in_it_when_it_loads(new_trainer, tmp_path):
 
 
 def test_a_row_is_the_mean_loss_of_exactly_its_steps(new_trainer, asked, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.STATS_EVERY", 3)
+    monkeypatch.setattr("trainer.LOG_EVERY", 3)
     trainer = new_trainer("--train_num_steps", 7, "--learning_rate", 0.01, "--warmup_steps", 5)
     for _ in range(7):
         trainer.train_step(*batch())
@@ -243,7 +243,7 @@ def test_a_row_is_the_mean_loss_of_exactly_its_steps(new_trainer, asked, tmp_pat
 def test_images_per_second_count_neither_pictures_nor_checkpoints_nor_pauses(new_trainer, monkeypatch):
     """By a clock that stands still but for half a second a step."""
     now = [0.0]
-    monkeypatch.setattr("trainer.STATS_EVERY", 3)
+    monkeypatch.setattr("trainer.LOG_EVERY", 3)
     monkeypatch.setattr("trainer.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def wait(seconds, then=lambda *_: None):
@@ -263,7 +263,7 @@ def test_images_per_second_count_neither_pictures_nor_checkpoints_nor_pauses(new
     trainer = slow_trainer()
     for step in range(7):
         if step in (0, 1, 3, 5):
-            trainer.record(None)
+            trainer.save_and_sample(None)
         if step == 5:  # stopped, and resumed much later
             now[0] += 10_000
             trainer = slow_trainer()
@@ -271,15 +271,15 @@ def test_images_per_second_count_neither_pictures_nor_checkpoints_nor_pauses(new
     assert [float(row["images_per_second"]) for row in trainer.stats] == [8.0, 8.0]
 
 
-@pytest.mark.parametrize("drawn", [True, False])
-def test_drawn_faces_are_named_in_the_title_of_the_losses(new_trainer, tmp_path, monkeypatch, drawn):
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_drawn_faces_are_named_in_the_title_of_the_losses(new_trainer, tmp_path, monkeypatch, synthetic):
     titles = []
     monkeypatch.setattr(matplotlib.axes.Axes, "set_title", lambda axes, title, **_: titles.append(title))
     (tmp_path / "afhq").mkdir()
-    if drawn:
-        (tmp_path / "afhq" / "DRAWN.txt").touch()
+    if synthetic:
+        (tmp_path / "afhq" / "SYNTHETIC.txt").touch()
     new_trainer("--data_root", tmp_path, "--predictor", "x0", "--mode", "cosine").write_stats()
-    assert titles == ["x0 predictor, cosine schedule" + ", drawn faces" * drawn]
+    assert titles == ["x0 predictor, cosine schedule" + ", drawn faces" * synthetic]
 
 
 def test_the_checkpoint_says_every_flag_of_network_and_schedule(new_trainer, tmp_path):
@@ -304,7 +304,7 @@ def test_the_checkpoint_says_every_flag_of_network_and_schedule(new_trainer, tmp
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
     root = tmp_path_factory.mktemp("faces") / "afhq"
-    write_drawn_set(root, 4)
+    write_synthetic_set(root, 4)
     return root
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import AFHQDataset, is_drawn
-from drawn_faces import KINDS, draw_face, drawing_of, write_drawn_set
+from dataset import AFHQDataset, is_synthetic
+from synthetic_faces import KINDS, draw_face, drawing_of, write_synthetic_set
 
 
 def pixels(image):
@@ -56,34 +56,34 @@ def test_an_unknown_kind_is_named():
 
 def test_a_set_has_the_layout_of_afhq_and_is_marked(tmp_path):
     root = tmp_path / "with blank" / "afhq"
-    write_drawn_set(root, 12, seed=3)
+    write_synthetic_set(root, 12, seed=3)
     train, val = AFHQDataset(root, "train"), AFHQDataset(root, "val")
     assert train.classes == val.classes == list(KINDS)
     assert (len(train), len(val)) == (36, 3)
     assert np.array_equal(pixels(train[13][0]), pixels(drawing_of("dog", "train", 1, seed=3)))
-    assert {p.name for p in root.iterdir()} == {"train", "val", "DRAWN.txt"}
+    assert {p.name for p in root.iterdir()} == {"train", "val", "SYNTHETIC.txt"}
     assert {p.name for p in root.parent.iterdir()} == {"afhq"}
-    assert is_drawn(root) and is_drawn(root.parent)
-    assert not is_drawn(tmp_path)
-    assert "drew them from seed 3" in (root / "DRAWN.txt").read_text()
+    assert is_synthetic(root) and is_synthetic(root.parent)
+    assert not is_synthetic(tmp_path)
+    assert "drew them from seed 3" in (root / "SYNTHETIC.txt").read_text()
 
 
 def test_the_same_set_again_is_left_alone_and_another_replaces_it(tmp_path):
     root = tmp_path / "afhq"
-    write_drawn_set(root, 2)
+    write_synthetic_set(root, 2)
     before = content(root)
-    write_drawn_set(root, 2)
+    write_synthetic_set(root, 2)
     assert content(root) == before
 
-    write_drawn_set(root, 3)
+    write_synthetic_set(root, 3)
     assert len(AFHQDataset(root, "train")) == 9
     assert content(root)["train/cat/cat_00000.png"][0] == before["train/cat/cat_00000.png"][0]
-    write_drawn_set(root, 2, seed=1)
+    write_synthetic_set(root, 2, seed=1)
     assert len(AFHQDataset(root, "train")) == 6
     assert content(root)["train/cat/cat_00000.png"][0] != before["train/cat/cat_00000.png"][0]
 
     (root / "train" / "dog" / "dog_00001.png").unlink()
-    write_drawn_set(root, 2, seed=1)
+    write_synthetic_set(root, 2, seed=1)
     assert len(AFHQDataset(root, "train")) == 6
 
 
@@ -99,11 +99,11 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
         return Image.new("RGB", (64, 64))
 
     with monkeypatch.context() as patch:
-        patch.setattr("drawn_faces.drawing_of", stop)
+        patch.setattr("synthetic_faces.drawing_of", stop)
         with pytest.raises(Killed):
-            write_drawn_set(root, 2)
+            write_synthetic_set(root, 2)
     assert not root.exists()
-    write_drawn_set(root, 2)
+    write_synthetic_set(root, 2)
     assert [p.name for p in tmp_path.iterdir()] == ["afhq"]
     assert pixels(Image.open(root / "train" / "cat" / "cat_00000.png")).any()
 
@@ -114,7 +114,7 @@ def test_drawings_do_not_mix_with_anything_else(tmp_path, present):
     file.parent.mkdir(parents=True)
     file.write_text("mine")
     with pytest.raises(ValueError, match=r"afhq already holds other things \((train|notes\.txt)\)"):
-        write_drawn_set(tmp_path / "afhq", 2)
+        write_synthetic_set(tmp_path / "afhq", 2)
     assert file.read_text() == "mine"
     assert [p.name for p in tmp_path.iterdir()] == ["afhq"]
 
@@ -123,7 +123,7 @@ def test_a_read_only_place_is_left_alone(tmp_path):
     tmp_path.chmod(0o555)
     try:
         with pytest.raises(PermissionError, match="is read-only: choose another place"):
-            write_drawn_set(tmp_path / "data" / "afhq", 2)
+            write_synthetic_set(tmp_path / "data" / "afhq", 2)
         assert not list(tmp_path.iterdir())
     finally:
         tmp_path.chmod(0o755)
@@ -134,9 +134,9 @@ def test_a_read_only_place_is_left_alone(tmp_path):
 )
 def test_what_a_user_put_among_drawn_faces_is_not_drawn_over(tmp_path, name):
     root = tmp_path / "afhq"
-    write_drawn_set(root, 1)
+    write_synthetic_set(root, 1)
     mine = root / name
     mine.mkdir() if not mine.suffix else mine.write_text("mine")
     with pytest.raises(ValueError, match=f"afhq already holds other things \\({name}\\)"):
-        write_drawn_set(root, 2)
+        write_synthetic_set(root, 2)
     assert mine.exists() and len(list(root.glob("train/cat/cat_000*.png"))) == 1

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from tqdm import tqdm
 
+from data_folder import SPLITS, SYNTHETIC_MARK, check_free, commit_dir, is_synthetic, new_partial
 from images import list_images
-from layout import DRAWN_MARK, SPLITS, check_free, is_drawn, new_partial, publish
 
 KINDS = ("cat", "dog", "wild")
 CANVAS = 256  # pixels; shapes are drawn without antialiasing, scaling down gives it
@@ -51,7 +51,7 @@ def drawing_of(kind: str, split: str, index: int, seed: int = 0) -> Image.Image:
     return draw_face(kind, np.random.default_rng([seed, SPLITS.index(split), KINDS.index(kind), index]))
 
 
-def write_drawn_set(root: str | os.PathLike, num_images: int, seed: int = 0) -> None:
+def write_synthetic_set(root: str | os.PathLike, num_images: int, seed: int = 0) -> None:
     """Write a data set of 64x64 PNGs in the layout of AFHQ, and a tenth as many images for validation.
 
     Where the same set lies already, nothing happens; another drawn set is replaced.
@@ -68,21 +68,21 @@ def write_drawn_set(root: str | os.PathLike, num_images: int, seed: int = 0) -> 
     counts = {"train": num_images, "val": max(1, round(num_images / 10))}
     mark = (
         f"The {counts['train']} training and {counts['val']} validation images of each kind in this folder are no "
-        f"photographs: drawn_faces.py drew them from seed {seed}.\n"
+        f"photographs: synthetic_faces.py drew them from seed {seed}.\n"
     )
     targets = [(kind, split, i) for split, count in counts.items() for kind in KINDS for i in range(count)]
-    if is_drawn(root) and (root / DRAWN_MARK).read_text() == mark:
+    if is_synthetic(root) and (root / SYNTHETIC_MARK).read_text() == mark:
         present = sum(len(list_images(root / split)) for split in counts)
         if present == len(targets):
             return
     check_free(root)
     partial = new_partial(root)
-    (partial / DRAWN_MARK).write_text(mark)
+    (partial / SYNTHETIC_MARK).write_text(mark)
     for kind, split, i in tqdm(targets, desc="drawing faces", unit="image"):
         path = partial / split / kind / f"{kind}_{i:05}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         drawing_of(kind, split, i, seed).save(path)
-    publish(partial, root)
+    commit_dir(partial, root)
 
 
 class _Face:

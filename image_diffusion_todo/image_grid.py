@@ -1,6 +1,6 @@
 """Pictures of images and of the way to them.
 
-python pictures.py samples/linear --out linear.png      # the first 64 images of a folder in one
+python image_grid.py samples/linear --out linear.png      # the first 64 images of a folder in one
 """
 
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 from torchvision.utils import make_grid
 
+from cli import ArgumentParser, exit_on_user_error, int_range, writable_file
 from dataset import tensor_to_pil_image, to_tensor
 from images import list_images, read_image
-from options import OneLineParser, errors_in_one_line, integer_from, writable_file
 
 
-def to_picture(images: torch.Tensor, per_row: int) -> Image.Image:
+def image_grid(images: torch.Tensor, per_row: int) -> Image.Image:
     """Images [B, 3, H, W] in [-1, 1] (cut off beyond), side by side in rows, with thin gaps."""
     return tensor_to_pil_image(make_grid(images, nrow=per_row, padding=2, pad_value=1.0))
 
 
-def follow(chain: Iterator[torch.Tensor], num_steps: int, num_frames: int = 10) -> torch.Tensor:
+def trajectory_frames(chain: Iterator[torch.Tensor], num_steps: int, num_frames: int = 10) -> torch.Tensor:
     """Run a reverse chain and keep evenly spaced stations of it.
 
     Args:
@@ -36,9 +36,9 @@ def follow(chain: Iterator[torch.Tensor], num_steps: int, num_frames: int = 10) 
     return torch.stack([x_t.cpu() for i, x_t in enumerate(chain) if i in wanted])
 
 
-def trajectory_picture(frames: torch.Tensor) -> Image.Image:
+def trajectory_image(frames: torch.Tensor) -> Image.Image:
     """Stations [frames, B, 3, H, W] as a picture: a row for each image, time from left to right."""
-    return to_picture(frames.transpose(0, 1).flatten(0, 1), per_row=len(frames))
+    return image_grid(frames.transpose(0, 1).flatten(0, 1), per_row=len(frames))
 
 
 def contact_sheet(folder: Path, count: int, per_row: int) -> Image.Image:
@@ -54,20 +54,20 @@ def contact_sheet(folder: Path, count: int, per_row: int) -> Image.Image:
     if len({image.size for image in images}) > 1:
         raise ValueError(f"{folder} holds images of different sizes")
     pixels = to_tensor(np.stack([np.asarray(image) for image in images]))  # [N, H, W, 3]
-    return to_picture(pixels.permute(0, 3, 1, 2), per_row)
+    return image_grid(pixels.permute(0, 3, 1, 2), per_row)
 
 
 def main() -> None:
     """The program."""
-    parser = OneLineParser(description="The images of a folder side by side in one picture.")
+    parser = ArgumentParser(description="The images of a folder side by side in one picture.")
     parser.add_argument("folder", type=Path, help="folder of images, all of one size")
     parser.add_argument("--out", type=writable_file, required=True, metavar="FILE", help="picture to write")
-    parser.add_argument("--count", type=integer_from(1), default=64, metavar="N", help="how many (default: 64)")
-    parser.add_argument("--per_row", type=integer_from(1), default=8, metavar="N", help="in a row (default: 8)")
+    parser.add_argument("--count", type=int_range(1), default=64, metavar="N", help="how many (default: 64)")
+    parser.add_argument("--per_row", type=int_range(1), default=8, metavar="N", help="in a row (default: 8)")
     args = parser.parse_args()
     if args.folder.resolve() in args.out.resolve().parents:
         parser.error(f"argument --out: {args.out} would lie among the images, and be measured with them")
-    with errors_in_one_line():
+    with exit_on_user_error():
         contact_sheet(args.folder, args.count, args.per_row).save(args.out)
     print(args.out)
 

@@ -4,7 +4,7 @@
         train/cat/*.jpg     one folder a class, in both splits
         val/cat/*.jpg
         eval/cat_*.png      every validation image at 64x64, made by `python dataset.py`
-        DRAWN.txt           only where the images were drawn by `drawn_faces.py`
+        SYNTHETIC.txt           only where the images were drawn by `synthetic_faces.py`
         .cache/             decoded training images
 
 New data are put together in `afhq.partial/` beside the root and renamed when they are complete, so a root that has
@@ -19,11 +19,11 @@ from contextlib import suppress
 from pathlib import Path
 
 SPLITS = ("train", "val")
-DRAWN_MARK = "DRAWN.txt"
+SYNTHETIC_MARK = "SYNTHETIC.txt"
 
-# What may be replaced: decoded images, and what `drawn_faces.py` writes. Anything else in a data root is the user's.
+# What may be replaced: decoded images, and what `synthetic_faces.py` writes. Everything else is the user's.
 _CACHE = re.compile(r"\.cache(/.*)?")
-_DRAWN = re.compile(rf"{_CACHE.pattern}|{DRAWN_MARK}|eval(/.*)?|(train|val)(/(cat|dog|wild)(/\w+_\d{{5}}\.png)?)?")
+_DRAWN = re.compile(rf"{_CACHE.pattern}|{SYNTHETIC_MARK}|eval(/.*)?|(train|val)(/(cat|dog|wild)(/\w+_\d{{5}}\.png)?)?")
 
 
 def has_data(root: str | os.PathLike) -> bool:
@@ -31,7 +31,7 @@ def has_data(root: str | os.PathLike) -> bool:
     return all(Path(root, split).is_dir() for split in SPLITS)
 
 
-def find_root(root: str | os.PathLike) -> Path:
+def resolve_root(root: str | os.PathLike) -> Path:
     """The data root that `root` means: itself, or the folder `afhq` in it. It need not be there yet."""
     root = Path(root)
     if root.name == "afhq" or any((root / split).is_dir() for split in SPLITS):
@@ -45,16 +45,16 @@ def check_has_data(root: str | os.PathLike) -> None:
     Raises:
         ValueError: when there is not, for users who gave it as `--data_root`.
     """
-    if not any((find_root(root) / split).is_dir() for split in SPLITS):
+    if not any((resolve_root(root) / split).is_dir() for split in SPLITS):
         raise ValueError(
             f"argument --data_root: {root} holds no train/ and val/; "
-            f"`python dataset.py --data_root {root}` gets AFHQ, with --drawn 500 it draws faces"
+            f"`python dataset.py --data_root {root}` gets AFHQ, with --synthetic 500 it draws faces"
         )
 
 
-def is_drawn(root: str | os.PathLike) -> bool:
-    """Whether the images in a data root, or in the folder `afhq` in it, were drawn by `drawn_faces.py`."""
-    return (find_root(root) / DRAWN_MARK).is_file()
+def is_synthetic(root: str | os.PathLike) -> bool:
+    """Whether the images in a data root, or in the folder `afhq` in it, were drawn by `synthetic_faces.py`."""
+    return (resolve_root(root) / SYNTHETIC_MARK).is_file()
 
 
 def is_writable(folder: Path) -> bool:
@@ -62,7 +62,7 @@ def is_writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
 
 
-def cache_places(root: Path) -> list[Path]:
+def cache_dirs(root: Path) -> list[Path]:
     """Folders for what can be computed again from `root`: its `.cache/` unless that is read-only, then the user's."""
     places = [root / ".cache"] if is_writable(root) else []
     with suppress(RuntimeError):  # a user without a home
@@ -88,7 +88,7 @@ def check_free(root: Path) -> None:
         ValueError: when something is there already that is not drawn data; the message names it.
     """
     if root.is_dir():
-        ours = _DRAWN if is_drawn(root) else _CACHE
+        ours = _DRAWN if is_synthetic(root) else _CACHE
         paths = {path.relative_to(root) for path in root.rglob("*")}
         others = {path for path in paths if not ours.fullmatch(path.as_posix())}
         others = sorted(str(path) for path in others if path.parent not in others)  # a folder stands for its contents
@@ -115,7 +115,7 @@ def check_writable(folder: Path) -> None:
         raise PermissionError(f"{existing} is read-only: choose another place")
 
 
-def publish(partial: Path, root: Path) -> None:
+def commit_dir(partial: Path, root: Path) -> None:
     """Make a complete folder the data root, in place of nothing or of drawn data (see `check_free`)."""
     check_free(root)
     if root.exists():

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from options import choose_device
+from cli import choose_device
 
 
-class Processes:
+class Distributed:
     """What the processes of a program tell each other.
 
     Attributes:
@@ -28,14 +28,14 @@ class Processes:
         self.local_rank = int(told.get("LOCAL_RANK", 0))
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
     @property
-    def bar_settings(self) -> dict[str, bool]:
+    def tqdm_options(self) -> dict[str, bool]:
         """For tqdm: only the first process shows a bar."""
-        return {} if self.is_first else {"disable": True}
+        return {} if self.is_rank_zero else {"disable": True}
 
     def device(self, name: str, gpu: int) -> torch.device:
         """The device that `--device` and `--gpu` mean; of several processes each has the GPU of its own number.
@@ -64,7 +64,7 @@ class Processes:
         """This process's share of a sequence that all have: every size-th item."""
         return slice(self.rank, None, self.size)
 
-    def from_first(self, call: Callable[[], Any]) -> Any:
+    def on_rank_zero(self, call: Callable[[], Any]) -> Any:
         """What `call` returns in the first process, the only one that calls it.
 
         Raises:
@@ -73,14 +73,14 @@ class Processes:
         if self.size == 1:
             return call()
         outcome = [None]
-        if self.is_first:
+        if self.is_rank_zero:
             try:
                 outcome = [call()]
             except (ValueError, OSError) as error:
                 outcome = [error]
         dist.broadcast_object_list(outcome, src=0)
         if isinstance(outcome[0], Exception):
-            if self.is_first:
+            if self.is_rank_zero:
                 raise outcome[0]
             raise SystemExit(2)
         return outcome[0]
@@ -107,3 +107,8 @@ class Processes:
         flags = torch.tensor([int(flag)])
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         return bool(flags)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()

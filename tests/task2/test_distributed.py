@@ -16,13 +16,13 @@ from PIL import Image
 import train
 from checkpoint import read_checkpoint
 from dataset import AFHQDataModule
-from drawn_faces import write_drawn_set
+from distributed import Distributed
 from model import DiffusionModule
 from network import UNet
 from oracles import awake, max_difference, only_run, refused
-from parallel import Processes
 from processes import PROGRAMS, start_together
 from scheduler import DDPMScheduler
+from synthetic_faces import write_synthetic_set
 from trainer import Trainer
 
 TINY = ["--ch", 32, "--ch_mult", 1, "--attn", "--num_res_blocks", 1, "--image_resolution", 8]
@@ -32,7 +32,7 @@ TINY += ["--num_diffusion_train_timesteps", 12, "--batch_size", 4, "--log_interv
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
     root = tmp_path_factory.mktemp("faces") / "afhq"
-    write_drawn_set(root, 5)
+    write_synthetic_set(root, 5)
     return root
 
 
@@ -163,9 +163,9 @@ def test_only_the_first_process_shows_bars(program, model, monkeypatch, rank, hi
         monkeypatch.setenv(name, {"RANK": rank}.get(name, "2"))
     monkeypatch.setattr("tqdm.tqdm", bar)
     monkeypatch.setattr("model.tqdm", bar)
-    monkeypatch.setattr(Processes, "connect", lambda self, device: None)
-    monkeypatch.setattr(Processes, "from_first", lambda self, call: [0, 1, 2])
-    monkeypatch.setattr(Processes, "any", lambda self, flag: flag)
+    monkeypatch.setattr(Distributed, "connect", lambda self, device: None)
+    monkeypatch.setattr(Distributed, "on_rank_zero", lambda self, call: [0, 1, 2])
+    monkeypatch.setattr(Distributed, "any", lambda self, flag: flag)
     run = program("sampling.py", "--ckpt_path", model, "--save_dir", "out", "--num_samples", 3)
     assert run.returncode == 0, run.stderr
     assert set(shown) == hidden and len(shown) == 2  # the batches, and the steps of the one batch

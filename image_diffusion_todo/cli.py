@@ -17,7 +17,11 @@ from typing import Any, NoReturn
 import torch
 
 
-class OneLineParser(argparse.ArgumentParser):
+class UserError(ValueError):
+    """Something that the user can fix: a file, a flag or a value. It ends a program with one line and exit code 2."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
     """argparse without the page of usage in front of each complaint (`--help` has it), and without abbreviations."""
 
     def __init__(self, **settings: Any):
@@ -28,13 +32,13 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 @contextmanager
-def errors_in_one_line(if_stopped: str = "stopped") -> Iterator[None]:
+def exit_on_user_error(interrupted: str = "stopped") -> Iterator[None]:
     """Around a whole program: what its user can mend is one line and exit code 2; Ctrl-C ends it with code 130."""
     try:
         yield
         return
     except KeyboardInterrupt:
-        message, code = if_stopped, 130
+        message, code = interrupted, 130
     except OSError as error:
         message, code = f"{error.filename}: {error.strerror}" if error.filename else str(error), 2
     except ValueError as error:
@@ -56,7 +60,7 @@ def one_line(message: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
 
 
-def integer_from(low: int, high: int | None = None) -> Callable[[str], int]:
+def int_range(low: int, high: int | None = None) -> Callable[[str], int]:
     """An argparse type: whole numbers from `low` to `high` (None: no upper end)."""
     wanted = f"a whole number >= {low}" if high is None else f"a whole number from {low} to {high}"
 
@@ -109,7 +113,7 @@ def writable_file(text: str) -> Path:
     return file
 
 
-def number_between(low: float, high: float, open_ends: bool = False) -> Callable[[str], float]:
+def float_range(low: float, high: float, open_ends: bool = False) -> Callable[[str], float]:
     """An argparse type: numbers from `low` to `high`, both included unless `open_ends`."""
 
     def parse(text: str) -> float:

@@ -14,7 +14,7 @@ except ImportError:  # Windows
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` at the end of the block.
 
     It is written beside `path`, flushed to the disk and renamed, so that a kill, a full disk or a power cut leaves the
@@ -52,7 +52,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def is_partial(path: Path) -> bool:
-    """Whether this is what `replacing` writes before it is whole."""
+    """Whether this is what `atomic_write` writes before it is whole."""
     return re.fullmatch(r"\..+\.\d+\.partial", path.name) is not None and path.is_file()
 
 
@@ -64,7 +64,7 @@ def remove_partials(folder: Path) -> None:
 
 
 class FolderLock:
-    """See `only_program_in`."""
+    """See `lock_folder`."""
 
     def __init__(self, descriptor: int | None):
         self.descriptor = descriptor
@@ -76,7 +76,7 @@ class FolderLock:
             self.descriptor = None
 
 
-def only_program_in(folder: Path) -> FolderLock:
+def lock_folder(folder: Path) -> FolderLock:
     """Keep other programs of this project out of a folder until the lock is closed or this process ends.
 
     Raises:
