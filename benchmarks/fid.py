@@ -45,7 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "image_diffusion
 import measure_fid
 
 from atomic import atomic_write
-from cli import ArgumentParser, device, exit_on_user_error, int_range, writable_file
+from cli import ArgumentParser, exit_on_user_error, int_range, select_device, writable_file
 
 BATCH_SIZE = 50  # of both programs
 # As pytorch-fid's command line counts its worker processes.
@@ -211,7 +211,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--pictures", type=int_range(2), default=16, help="pictures in each of the two folders (default: 16)")
     add("--rounds", type=int_range(1), default=3, help="of the distance and of the network (default: 3)")
     add("--whole_rounds", type=int_range(1), default=1, help="of the whole (default: 1)")
-    add("--device", type=device, default="cpu", help="of the network: auto, cpu, cuda, cuda:1, mps (default: cpu)")
+    add("--device", type=select_device, default="cpu", help="of the network: auto, cpu, cuda, mps (default: cpu)")
     add("--json", type=writable_file, metavar="FILE", help="also write all figures to this file")
     return parser
 

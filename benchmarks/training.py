@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "image_diffusion
 import module
 import speed
 import train
-from cli import ArgumentParser, choose_device, exit_on_user_error, float_range, int_range, writable_file
+from cli import ArgumentParser, exit_on_user_error, float_range, int_range, select_device, writable_file
 from data_folder import check_has_data
 from dataset import AFHQDataModule, get_data_iterator, to_tensor
 from images import resize
@@ -281,7 +281,7 @@ def main() -> None:
     add("--json", type=writable_file, metavar="FILE", help="also write all figures to this file")
     given = parser.parse_args()
     with exit_on_user_error(), tempfile.TemporaryDirectory() as folder:
-        device = choose_device(given.device, 0)
+        device = select_device(given.device)
         root = given.data_root or Path(folder) / "afhq"
         if given.data_root:
             check_has_data(root)

@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from cli import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -89,7 +91,7 @@ def lock_folder(folder: Path) -> FolderLock:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise ValueError(f"{folder}: another program is at work there") from None
+        raise UserError(f"{folder}: another program is at work there") from None
     except OSError:
         pass  # a file system that knows no locks
     return FolderLock(descriptor)

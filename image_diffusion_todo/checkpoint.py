@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from atomic import atomic_write
+from cli import UserError
 from network import UNet
 from scheduler import PARAMETRIZATIONS, PREDICTORS, DDPMScheduler
 
@@ -51,27 +52,27 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a pipe, say, from which reading would wait for ever
-        raise ValueError(f"{path}: not a file")
+        raise UserError(f"{path}: not a file")
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
-            raise ValueError(f"{path}: not a checkpoint of this program, or one that was cut off")
+            raise UserError(f"{path}: not a checkpoint of this program, or one that was cut off")
         try:
             _check_archive(file)
             file.seek(0)
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # on foreign bytes the readers fail in many ways, IndexError among them
-            raise ValueError(f"{path}: not a checkpoint of this program, or a damaged one") from error
+            raise UserError(f"{path}: not a checkpoint of this program, or a damaged one") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a checkpoint of this program")
+        raise UserError(f"{path}: not a checkpoint of this program")
     version = checkpoint.get("version")
     if type(version) is not int or version != VERSION:
-        raise ValueError(f"{path}: version {reprlib.repr(version)} of a checkpoint, this program reads {VERSION}")
+        raise UserError(f"{path}: version {reprlib.repr(version)} of a checkpoint, this program reads {VERSION}")
     checkpoint.setdefault("parametrization", "direct")
     try:
         _check_contents(checkpoint, path.stat().st_size)
     except Exception as error:  # plain data of any kind may stand where numbers should
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: what the checkpoint says of itself does not fit: {reason}") from error
+        raise UserError(f"{path}: what the checkpoint says of itself does not fit: {reason}") from error
     return checkpoint
 
 

@@ -1,8 +1,4 @@
-"""Command lines that are checked before any work starts, and errors that are one line.
-
-What the user gave wrongly ends a program with exit code 2 and a line that names the flag or the file, the value and
-what would be right.
-"""
+"""Command lines that are checked before any work starts; what the user can fix is one line and exit code 2."""
 
 import argparse
 import math
@@ -17,12 +13,12 @@ from typing import Any, NoReturn
 import torch
 
 
-class UserError(ValueError):
-    """Something that the user can fix: a file, a flag or a value. It ends a program with one line and exit code 2."""
+class UserError(ValueError, argparse.ArgumentTypeError):
+    """A mistake in a file, flag or value that the user can fix. Types of argparse raise it too, without the flag."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse without the page of usage in front of each complaint (`--help` has it), and without abbreviations."""
+    """argparse without abbreviations of flags, and without the usage text above each error (`--help` has it)."""
 
     def __init__(self, **settings: Any):
         super().__init__(allow_abbrev=False, **settings)
@@ -33,22 +29,22 @@ class ArgumentParser(argparse.ArgumentParser):
 
 @contextmanager
 def exit_on_user_error(interrupted: str = "stopped") -> Iterator[None]:
-    """Around a whole program: what its user can mend is one line and exit code 2; Ctrl-C ends it with code 130."""
+    """Around a whole program: one line for what its user can fix. Any other error is a bug and keeps its traceback."""
+    code = 2
     try:
         yield
         return
     except KeyboardInterrupt:
         message, code = interrupted, 130
     except OSError as error:
-        message, code = f"{error.filename}: {error.strerror}" if error.filename else str(error), 2
-    except ValueError as error:
-        message, code = str(error), 2
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except UserError as error:
+        message = str(error)
     except (MemoryError, RuntimeError) as error:
-        code = 2
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             message = "out of memory: a smaller --batch_size needs less, and so does train.py with --accumulate"
         elif re.search("Connection (closed|reset) by peer", str(error)):
-            message = "another process of this program has ended; what it printed, if anything, says why"
+            message = "another process of this program has ended; its own message says why"
         else:
             raise
     print(f"{Path(sys.argv[0]).name}: error: {one_line(message)}", file=sys.stderr)
@@ -56,93 +52,72 @@ def exit_on_user_error(interrupted: str = "stopped") -> Iterator[None]:
 
 
 def one_line(message: str) -> str:
-    """A message with line breaks, and what else a file name may hold that is not print, spelled out."""
+    """A message with line breaks, and whatever else is not printable in a file name, escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
 
 
 def int_range(low: int, high: int | None = None) -> Callable[[str], int]:
-    """An argparse type: whole numbers from `low` to `high` (None: no upper end)."""
+    """An argparse type: whole numbers from `low` to `high` (None: no upper limit)."""
     wanted = f"a whole number >= {low}" if high is None else f"a whole number from {low} to {high}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-        return value
-
-    return parse
-
-
-def device(text: str) -> torch.device:
-    """An argparse type: auto (a GPU if there is one), or a cpu, cuda or mps device that is really here."""
-    if text == "auto":
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    try:
-        chosen = torch.device(text)
-        if chosen.type in ("cpu", "cuda", "mps"):
-            torch.empty(0, device=chosen)
-            return chosen
-    except (RuntimeError, AssertionError):
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a device of this machine; auto and cpu always are")
-
-
-def writable_folder(text: str) -> Path:
-    """An argparse type: a folder to write into, made if it is not there."""
-    folder = Path(text)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise argparse.ArgumentTypeError(f"{text!r} is in the way: a file, where a folder is wanted") from None
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be made: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be written to")
-    return folder
-
-
-def writable_file(text: str) -> Path:
-    """An argparse type: a file to write, new or to be replaced, in a folder that is made if it is not there."""
-    file = Path(text)
-    if file.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is in the way: a folder, where a file is wanted")
-    writable_folder(str(file.parent))
-    return file
+    return _number_type(int, lambda value: low <= value <= (math.inf if high is None else high), wanted)
 
 
 def float_range(low: float, high: float, open_ends: bool = False) -> Callable[[str], float]:
     """An argparse type: numbers from `low` to `high`, both included unless `open_ends`."""
+    if open_ends:
+        return _number_type(float, lambda value: low < value < high, f"a number between {low} and {high}")
+    return _number_type(float, lambda value: low <= value <= high, f"a number from {low} to {high}")
 
-    def parse(text: str) -> float:
+
+def _number_type(convert: type, is_valid: Callable[[float], bool], wanted: str) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
         try:
-            value = float(text)
+            value = convert(text)
         except ValueError:
             value = math.nan
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
-        if open_ends and value in (low, high):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number between {low} and {high}")
+        if not is_valid(value):
+            raise UserError(f"{text!r} is not {wanted}")
         return value
 
     return parse
 
 
-def choose_device(name: str, gpu: int) -> torch.device:
-    """The device behind `--device` and `--gpu`: auto takes the GPU of that index if there is one, else the CPU.
+def select_device(name: str = "auto", gpu: int = 0) -> torch.device:
+    """The device for `--device` (auto, cpu, cuda, cuda:I, mps) and `--gpu`; auto is a GPU if there is one.
 
     Raises:
-        ValueError: for a device or an index that is not there.
+        UserError: for a device that this machine does not have.
     """
     if name == "auto":
-        name = str(device("auto").type)
-        if gpu and name != "cuda":
-            raise ValueError(f"argument --gpu: there is no GPU {gpu} on this machine")
+        name = "cuda" if torch.cuda.is_available() or gpu else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda":
         name = f"cuda:{gpu}"
     try:
-        return device(name)
-    except argparse.ArgumentTypeError as error:
-        raise ValueError(f"argument --device/--gpu: {error}") from None
+        device = torch.device(name)
+        if device.type in ("cpu", "cuda", "mps"):
+            torch.empty(0, device=device)
+            return device
+    except (RuntimeError, AssertionError):
+        pass
+    raise UserError(f"{name!r} is not a device of this machine: choose another --device or --gpu")
+
+
+def writable_folder(text: str) -> Path:
+    """An argparse type: a folder to write into, created if necessary."""
+    folder = Path(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{text!r} cannot be a folder: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{text!r} is read-only")
+    return folder
+
+
+def writable_file(text: str) -> Path:
+    """An argparse type: a file to write or replace; its folder is created if necessary."""
+    file = Path(text)
+    if file.is_dir():
+        raise UserError(f"{text!r} is a folder, where a file is wanted")
+    writable_folder(str(file.parent))
+    return file

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cli import choose_device
+from cli import select_device
 
 
 class Distributed:
@@ -43,7 +43,7 @@ class Distributed:
         Raises:
             ValueError: for a device or an index that is not there.
         """
-        return choose_device(name, self.local_rank if self.size > 1 and torch.cuda.is_available() else gpu)
+        return select_device(name, self.local_rank if self.size > 1 and torch.cuda.is_available() else gpu)
 
     def connect(self, device: torch.device) -> None:
         """Find the other processes. Gradients of GPUs go over NCCL, everything else over gloo."""

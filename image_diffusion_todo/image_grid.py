@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.utils import make_grid
 
-from cli import ArgumentParser, exit_on_user_error, int_range, writable_file
+from cli import ArgumentParser, UserError, exit_on_user_error, int_range, writable_file
 from dataset import tensor_to_pil_image, to_tensor
 from images import list_images, read_image
 
@@ -49,10 +49,10 @@ def contact_sheet(folder: Path, count: int, per_row: int) -> Image.Image:
     """
     files = sorted(list_images(folder), key=lambda path: (len(path.stem), path.stem))[:count]
     if not files:
-        raise ValueError(f"{folder} holds no images" if folder.is_dir() else f"there is no folder {folder}")
+        raise UserError(f"{folder} holds no images" if folder.is_dir() else f"there is no folder {folder}")
     images = [read_image(path) for path in files]
     if len({image.size for image in images}) > 1:
-        raise ValueError(f"{folder} holds images of different sizes")
+        raise UserError(f"{folder} holds images of different sizes")
     pixels = to_tensor(np.stack([np.asarray(image) for image in images]))  # [N, H, W, 3]
     return image_grid(pixels.permute(0, 3, 1, 2), per_row)
 

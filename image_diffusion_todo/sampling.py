@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import speed
 from atomic import atomic_write, is_partial, lock_folder, remove_partials
-from cli import ArgumentParser, exit_on_user_error, float_range, int_range
+from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range
 from data_folder import check_writable
 from dataset import tensor_to_pil_image
 from distributed import Distributed
@@ -90,7 +90,7 @@ class SavedImages:
         wanted = {f"{i}.png": i for i in range(num_samples)}
         there = sorted(path.name for path in self.folder.iterdir() if not is_partial(path))
         if strangers := [name for name in there if name not in wanted]:
-            raise ValueError(
+            raise UserError(
                 f"argument --save_dir: {self.folder} holds {strangers[0]}, which is not one of the {num_samples} "
                 "images that were asked for: choose another folder"
             )
@@ -108,7 +108,7 @@ class SavedImages:
         except (OSError, SyntaxError, ValueError):
             whole = False
         if mark != self.mark:
-            raise ValueError(
+            raise UserError(
                 f"argument --save_dir: {path} was not made with these settings ({_difference(mark, self.mark)}): "
                 "choose another folder"
             )
@@ -142,7 +142,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
     processes = Distributed()
     device = processes.device(args.device, args.gpu)
     if args.ckpt_path.is_dir():
-        raise ValueError(f"argument --ckpt_path: {args.ckpt_path} is a folder; try {args.ckpt_path / 'last.ckpt'}")
+        raise UserError(f"argument --ckpt_path: {args.ckpt_path} is a folder; try {args.ckpt_path / 'last.ckpt'}")
     check_writable(args.save_dir)
     ddpm = DiffusionModule(None, None).eval()
     ddpm.load(args.ckpt_path, args.weights)
@@ -151,15 +151,15 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
         ("--predictor", args.predictor, ddpm.predictor),
     ]:
         if given not in (None, has):
-            raise ValueError(f"argument {flag}: {given} was asked for, but {args.ckpt_path} was trained with {has}")
+            raise UserError(f"argument {flag}: {given} was asked for, but {args.ckpt_path} was trained with {has}")
     if args.use_cfg and not ddpm.network.use_cfg:
-        raise ValueError(f"argument --use_cfg: {args.ckpt_path} was trained without it")
+        raise UserError(f"argument --use_cfg: {args.ckpt_path} was trained without it")
     ddpm.bf16 = speed.uses_bf16(args.precision, device)
     how = args.sample_method, args.num_inference_steps, args.eta
     try:
         num_steps = len(build_sampler(ddpm.var_scheduler, ddpm.predictor, *how).steps)
     except ValueError as error:
-        raise ValueError(f"argument --{error}") from None
+        raise UserError(f"argument --{error}") from None
     leaps = num_steps < ddpm.var_scheduler.num_train_timesteps
     if processes.is_rank_zero and leaps and (ddpm.predictor, ddpm.parametrization) == ("mean", "direct"):
         print(

@@ -51,7 +51,7 @@ sys.path[:0] = [str(PROGRAMS), str(Path(__file__).resolve().parent)]
 import speed
 from atomic import atomic_write
 from checkpoint import read_checkpoint
-from cli import ArgumentParser, device, exit_on_user_error, int_range, one_line
+from cli import ArgumentParser, exit_on_user_error, int_range, one_line, select_device
 from data_folder import check_writable
 from image_grid import contact_sheet, image_grid, trajectory_frames, trajectory_image
 from images import list_images
@@ -555,7 +555,7 @@ def main() -> None:
     add("--roll", type=Path, metavar="DIR", help="results of Task 1, to be shown too")
     add("--chains", type=int_range(1, 2), default=1, metavar="N", help="trajectories a schedule (default: 1)")
     add("--mode", choices=MODES, default="cosine", help="of the predictors' samples (default: cosine)")
-    add("--device", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda, mps (default: auto)")
+    add("--device", type=select_device, default="auto", metavar="NAME", help="auto, cpu, cuda, mps (default: auto)")
     args = parser.parse_args()
     if args.samples and len(args.samples) != len(args.fid):
         parser.error(f"argument --samples: {len(args.samples)} folders for {len(args.fid)} files of --fid")

@@ -30,7 +30,7 @@ sys.path[:0] = [str(PROGRAMS), str(PROGRAMS / "fid"), str(Path(__file__).resolve
 
 import measure_fid
 
-from cli import ArgumentParser, choose_device, exit_on_user_error, float_range, int_range, writable_file
+from cli import ArgumentParser, exit_on_user_error, float_range, int_range, select_device, writable_file
 from csv_table import read_table, write_table
 from data_folder import check_has_data
 from scheduler import MODES, PREDICTORS
@@ -180,7 +180,7 @@ def main() -> None:
     clock = Clock(args.minutes)
     with exit_on_user_error(interrupted="stopped; the same command goes on"):
         args.work_dir.mkdir(parents=True, exist_ok=True)
-        precision = "bf16" if uses_bf16(args.precision, choose_device("auto", 0)) else "fp32"
+        precision = "bf16" if uses_bf16(args.precision, select_device()) else "fp32"
         out = args.out or args.work_dir / "study.csv"
         rows = read_table(out, COLUMNS)
         settings = {"flags": args.flags, "data_root": str(args.data_root.resolve())}

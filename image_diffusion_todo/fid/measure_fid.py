@@ -45,7 +45,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from atomic import atomic_write
-from cli import ArgumentParser, device, exit_on_user_error, int_range, writable_file
+from cli import ArgumentParser, exit_on_user_error, int_range, select_device, writable_file
 from data_folder import SYNTHETIC_MARK, cache_dirs
 from images import fingerprint, list_images, read_image
 
@@ -400,7 +400,7 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"number of Inception features; the usual FID has {STANDARD_WIDTH} (default: {STANDARD_WIDTH})",
     )
     add("--batch_size", type=int_range(1), default=50, help="images per pass through the network (default: 50)")
-    add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    add("--device", type=select_device, default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     add(
         "--json",
         type=writable_file,
