@@ -18,6 +18,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from cli import UserError
+
 SPLITS = ("train", "val")
 SYNTHETIC_MARK = "SYNTHETIC.txt"
 
@@ -46,7 +48,7 @@ def check_has_data(root: str | os.PathLike) -> None:
         ValueError: when there is not, for users who gave it as `--data_root`.
     """
     if not any((resolve_root(root) / split).is_dir() for split in SPLITS):
-        raise ValueError(
+        raise UserError(
             f"argument --data_root: {root} holds no train/ and val/; "
             f"`python dataset.py --data_root {root}` gets AFHQ, with --synthetic 500 it draws faces"
         )
@@ -93,11 +95,11 @@ def check_free(root: Path) -> None:
         others = {path for path in paths if not ours.fullmatch(path.as_posix())}
         others = sorted(str(path) for path in others if path.parent not in others)  # a folder stands for its contents
         if others:
-            raise ValueError(
+            raise UserError(
                 f"{root} already holds other things ({', '.join(others[:3])}): move them or choose another folder"
             )
     elif root.exists():
-        raise ValueError(f"{root} is a file, where a folder is wanted")
+        raise UserError(f"{root} is a file, where a folder is wanted")
     check_writable(root.parent)
 
 
@@ -110,7 +112,7 @@ def check_writable(folder: Path) -> None:
     """
     existing = next(place for place in [folder.absolute(), *folder.absolute().parents] if place.exists())
     if not existing.is_dir():
-        raise ValueError(f"{existing} is a file, where a folder is wanted")
+        raise UserError(f"{existing} is a file, where a folder is wanted")
     if not is_writable(existing):
         raise PermissionError(f"{existing} is read-only: choose another place")
 

@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from cli import ArgumentParser, exit_on_user_error, int_range
+from cli import ArgumentParser, UserError, exit_on_user_error, int_range
 from data_folder import SPLITS, is_synthetic, is_writable, resolve_root
 from download import download_afhq
 from image_cache import cached_pixels
@@ -58,7 +58,7 @@ def tensor_to_pil_image(x: torch.Tensor, single_image: bool = False) -> list[Ima
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"images must be [B, C, H, W] or [C, H, W] with 1 or 3 channels, got shape {list(x.shape)}")
     if x.isnan().any():
-        raise ValueError("images hold NaN")
+        raise UserError("images hold NaN")
     x = ((x.detach().float() + 1) * 127.5).clamp(0, 255).round().byte()
     images = [Image.fromarray(pixels) for pixels in x.permute(0, 2, 3, 1).squeeze(-1).cpu().numpy()]
     return images[0] if single_image else images
@@ -118,7 +118,7 @@ class AFHQDataset(Dataset):
         label_offset: int = 1,
     ):
         if max_num_images_per_cat < 1 and max_num_images_per_cat != -1:
-            raise ValueError(f"max_num_images_per_cat must be at least 1, or -1 for all, got {max_num_images_per_cat}")
+            raise UserError(f"max_num_images_per_cat must be at least 1, or -1 for all, got {max_num_images_per_cat}")
         self.root = Path(root)
         self.split = split
         self.transform = transform
@@ -127,7 +127,7 @@ class AFHQDataset(Dataset):
             raise FileNotFoundError(f"no split {split!r} in {self.root}: {folder} is not a folder")
         self.classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
         if not self.classes:
-            raise ValueError(f"{folder} must hold one folder of images a class, and it holds none")
+            raise UserError(f"{folder} must hold one folder of images a class, and it holds none")
         self.num_classes = len(self.classes)
 
         self.fnames: list[Path] = []
@@ -135,7 +135,7 @@ class AFHQDataset(Dataset):
         for label, name in enumerate(self.classes, start=label_offset):
             files = list_images(folder / name)
             if not files:
-                raise ValueError(f"{folder / name} holds no images")
+                raise UserError(f"{folder / name} holds no images")
             if max_num_images_per_cat != -1:
                 files = files[:max_num_images_per_cat]
             self.fnames += files
@@ -180,7 +180,7 @@ class CachedAFHQDataset(AFHQDataset):
             labels = [self.labels[i] for i in whole]
             if set(labels) != set(self.labels):
                 reason = next(iter(broken.values()))
-                raise ValueError(f"{self.root / self.split}: all images of a class are broken, as {reason}")
+                raise UserError(f"{self.root / self.split}: all images of a class are broken, as {reason}")
             self.fnames, self.labels = [self.fnames[i] for i in whole], labels
             self.skipped = list(broken.values())
             pixels = pixels[whole]  # in memory: the price of broken images
@@ -290,7 +290,7 @@ class AFHQDataModule:
         self.image_resolution = image_resolution
         if not any((self.root / split).is_dir() for split in SPLITS):
             if self.root.is_dir() and any(self.root.iterdir()):
-                raise ValueError(f"{self.root} holds neither train/ nor val/")
+                raise UserError(f"{self.root} holds neither train/ nor val/")
             download_afhq(self.root)
 
         def load(split: str) -> AFHQDataset:
@@ -302,7 +302,7 @@ class AFHQDataModule:
 
         self.train_ds, self.val_ds = load("train"), load("val")
         if self.train_ds.classes != self.val_ds.classes:
-            raise ValueError(
+            raise UserError(
                 f"{self.root}: the classes in train/ ({', '.join(self.train_ds.classes)}) "
                 f"are not those in val/ ({', '.join(self.val_ds.classes)})"
             )
@@ -315,7 +315,7 @@ class AFHQDataModule:
             ValueError: when they do not.
         """
         if len(self.train_ds) < self.batch_size:
-            raise ValueError(
+            raise UserError(
                 f"{self.root / 'train'} gives {len(self.train_ds)} images, fewer than one batch of {self.batch_size}: "
                 "choose a smaller batch size"
             )
@@ -381,9 +381,7 @@ def make_eval_images(root: str | os.PathLike, resolution: int = EVAL_RESOLUTION)
         if path.name in sources or path.name.startswith("."):
             continue
         if _made_from(path) is None:
-            raise ValueError(
-                f"{path} is not a validation image, and the distance would be measured against it: move it"
-            )
+            raise UserError(f"{path} is not a validation image, and the distance would be measured against it: move it")
         path.unlink()
 
     def update(name: str) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from cli import UserError
 from data_folder import SPLITS, check_free, commit_dir, has_data, new_partial
 from images import SUFFIXES
 
@@ -124,9 +125,9 @@ def _unpack(archive: Path, root: Path, counts: Mapping[str, int]) -> None:
                     with opened.open(info) as source, path.open("wb") as file:  # reading checks the CRC
                         shutil.copyfileobj(source, file)
         except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError) as error:
-            raise ValueError(f"{archive} is not a zip archive that can be read, or a broken one ({error})") from error
+            raise UserError(f"{archive} is not a zip archive that can be read, or a broken one ({error})") from error
         except ValueError as error:
-            raise ValueError(f"{archive} is refused: {error}") from error
+            raise UserError(f"{archive} is refused: {error}") from error
         commit_dir(partial, root)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -136,13 +137,13 @@ def _safe_images(archive: zipfile.ZipFile) -> dict[zipfile.ZipInfo, str]:
     """The members that are images of a split, and where they belong below the data root."""
     size = sum(info.file_size for info in archive.infolist())
     if size > MAX_UNPACKED_BYTES:
-        raise ValueError(f"it would unpack to {size:,} bytes")
+        raise UserError(f"it would unpack to {size:,} bytes")
     members = {}
     for info in archive.infolist():
         name = info.filename.replace("\\", "/")
         parts = PurePosixPath(name).parts
         if name.startswith("/") or ".." in parts or ":" in name or stat.S_ISLNK(info.external_attr >> 16):
-            raise ValueError(f"it holds {info.filename!r}, which could lead out of the folder")
+            raise UserError(f"it holds {info.filename!r}, which could lead out of the folder")
         parts = parts[1:] if parts and parts[0] == "afhq" else parts
         is_image = len(parts) == 3 and not parts[2].startswith(".") and PurePosixPath(name).suffix.lower() in SUFFIXES
         if is_image and parts[0] in SPLITS:
@@ -154,4 +155,4 @@ def _check_counts(targets: Mapping[str, int], counts: Mapping[str, int]) -> None
     for split, wanted in counts.items():
         found = len({target for target in targets if target.startswith(f"{split}/")})
         if found != wanted:
-            raise ValueError(f"it holds {found:,} images in {split}/, and AFHQ v1 has {wanted:,}")
+            raise UserError(f"it holds {found:,} images in {split}/, and AFHQ v1 has {wanted:,}")

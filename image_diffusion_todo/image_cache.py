@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from atomic import atomic_write
+from cli import UserError
 from data_folder import cache_dirs
 from images import fingerprint, read_image, resize
 
@@ -103,7 +104,7 @@ def _decode(path: Path, resolution: int, skip_broken: bool) -> tuple[np.ndarray,
     except (OSError, ValueError) as error:
         if not skip_broken:
             if isinstance(error, ValueError):
-                raise ValueError(f"{error}; train.py --skip_broken leaves such images out") from error
+                raise UserError(f"{error}; train.py --skip_broken leaves such images out") from error
             raise
         return np.zeros((3, resolution, resolution), np.uint8), str(error)
 

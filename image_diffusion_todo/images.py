@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from cli import UserError
+
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
@@ -50,7 +52,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
         raise
     except Exception as error:  # each decoder has its own way to fail: OSError, SyntaxError, struct.error, ...
         reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
-        raise ValueError(f"{path}: not an image, or a broken one{reason}") from error
+        raise UserError(f"{path}: not an image, or a broken one{reason}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
