@@ -1,12 +1,8 @@
-"""One pytest run for two programs that share module names.
+"""What all tests share: bare module names for each task, small settings, a small data set, and running programs.
 
-Both task folders hold a `dataset.py` and a `network.py` and import their neighbours by bare
-name, since their commands run from inside the folder. In one process, the first `import
-network` would decide for both. So everything below `tests/task1` is imported and run with the
-first folder on `sys.path`, and everything below `tests/task2` with the second; in between, the
-folder's modules are taken out of `sys.modules` and kept, and put back for the next test of
-the same task. A test file therefore says `from ddpm import DiffusionModule`, like any script in the
-folder, and the order of the tests does not matter.
+Both task folders hold a `dataset.py` and a `network.py` and import their neighbours by bare name. In one process, the
+first `import network` would decide for both. So tests below `tests/task1` are imported and run with the first folder on
+`sys.path`, tests below `tests/task2` with the second. In between, the folder's modules are kept outside `sys.modules`.
 """
 
 import importlib.util
@@ -29,6 +25,12 @@ torch.set_num_threads(1)  # the tests' tensors are small: more threads would onl
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"task1": ROOT / "2d_plot_diffusion_todo", "task2": ROOT / "image_diffusion_todo"}
+
+# A network that takes milliseconds: the arguments of `UNet`, and the flags of train.py for the same with T = 12.
+SMALL_UNET = {"image_resolution": 8, "ch": 32, "ch_mult": [1], "attn": [], "num_res_blocks": 1, "dropout": 0.0}
+SMALL_FLAGS = ["--image_resolution", 8, "--ch", 32, "--ch_mult", 1, "--attn", "--num_res_blocks", 1, "--dropout", 0]
+SMALL_FLAGS = [*map(str, SMALL_FLAGS), "--num_diffusion_train_timesteps", "12"]
+
 _modules: dict[str, dict] = {task: {} for task in FOLDERS}
 
 
@@ -64,20 +66,33 @@ def pytest_runtest_protocol(item, nextitem):
 
 
 @pytest.fixture(autouse=True)
-def _alike():
-    """Every test starts from the same random state and drawing settings, whichever ran before."""
+def _same_start():
+    """Every test starts from the same random state and matplotlib settings, whichever ran before."""
     np.random.seed(0)
     torch.manual_seed(0)
     with matplotlib.rc_context():
         yield
 
 
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory) -> Path:
+    """A data root of synthetic faces: three classes with 5 training images and 1 validation image each.
+
+    Shared by all tests of Task 2. Programs may add their cache; a test that changes anything else takes a copy.
+    """
+    from synthetic_faces import write_synthetic_set
+
+    root = tmp_path_factory.mktemp("a folder with blanks") / "afhq"
+    write_synthetic_set(root, 5)
+    return root
+
+
 @pytest.fixture
-def load_report(request) -> Callable[[str], ModuleType]:
+def load_report() -> Callable[[str], ModuleType]:
     """Import a program of report/ by its name; what it puts on `sys.path` is taken off again."""
 
     def load(name):
-        spec = importlib.util.spec_from_file_location(name, request.config.rootpath / "report" / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, ROOT / "report" / f"{name}.py")
         program = importlib.util.module_from_spec(spec)
         path = sys.path.copy()
         spec.loader.exec_module(program)
@@ -87,7 +102,7 @@ def load_report(request) -> Callable[[str], ModuleType]:
     return load
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def task_folder(request) -> Path:
     """The folder whose programs the test is about."""
     return next(folder for task, folder in FOLDERS.items() if ROOT / "tests" / task in request.path.parents)
@@ -97,7 +112,7 @@ def task_folder(request) -> Path:
 def program(task_folder, tmp_path, monkeypatch, capsys):
     """Run a program of the task's folder as `__main__`, with `tmp_path` as the working directory.
 
-    In this process, since importing PyTorch anew takes seconds. Gives what a subprocess would: returncode,
+    In this process, since importing PyTorch anew takes seconds. Returns what a subprocess would: returncode,
     stdout, stderr (without the progress bars). A warning is an error.
     """
     monkeypatch.chdir(tmp_path)
@@ -112,9 +127,9 @@ def program(task_folder, tmp_path, monkeypatch, capsys):
                 runpy.run_path(str(task_folder / name), run_name="__main__")
         except SystemExit as stop:
             code = stop.code or 0
-        said = capsys.readouterr()
-        lines = re.split(r"[\r\n]+", said.err.replace("\x1b[A", ""))  # how tqdm goes back to an outer bar
+        output = capsys.readouterr()
+        lines = re.split(r"[\r\n]+", output.err.replace("\x1b[A", ""))  # how tqdm goes back to an outer bar
         lines = [line for line in lines if line.strip() and not re.search(r"\d%\||/s\]", line)]
-        return SimpleNamespace(returncode=code, stdout=said.out, stderr="\n".join(lines))
+        return SimpleNamespace(returncode=code, stdout=output.out, stderr="\n".join(lines))
 
     return run

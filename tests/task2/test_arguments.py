@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import sampling
 import train
+from conftest import SMALL_FLAGS
 from oracles import refused
-from synthetic_faces import write_synthetic_set
 from trainer import build_model
 
 numbers = st.one_of(
@@ -132,21 +132,11 @@ def test_the_flags_above_are_all_there_are(capsys):
         assert in_help == set(FLAGS[name]), name
 
 
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory):
-    root = tmp_path_factory.mktemp("faces") / "afhq"
-    write_synthetic_set(root, 2)
-    return root
-
-
-TINY = ["--ch", 32, "--ch_mult", 1, "--attn", "--num_res_blocks", 1, "--image_resolution", 8]
-
-
 def test_no_images_are_decoded_before_the_arguments_are_known_to_be_good(program, faces, monkeypatch, tmp_path):
     import image_cache
 
     monkeypatch.setattr(image_cache, "read_image", None)  # a call would be a TypeError
-    base = ["train.py", "--data_root", faces, *TINY]
+    base = ["train.py", "--data_root", faces, *SMALL_FLAGS]
     assert refused(program(*base, "--ch", 40), "multiple of 32")
     assert refused(program(*base, "--batch_size", 7), "gives 6 images, fewer than one batch of 7")
     assert refused(program(*base, "--beta_1", 0.5), "--beta_1: 0.5 is larger than --beta_T, 0.02")
@@ -160,7 +150,7 @@ def test_no_images_are_decoded_before_the_arguments_are_known_to_be_good(program
 
 def test_a_folder_that_cannot_be_written_to_is_named(program, faces, tmp_path):
     (tmp_path / "results").mkdir(mode=0o555)
-    run = program("train.py", "--data_root", faces, *TINY, "--batch_size", 2)
+    run = program("train.py", "--data_root", faces, *SMALL_FLAGS, "--batch_size", 2)
     assert refused(run, "results is read-only: choose another place")
     assert not any((tmp_path / "results").iterdir())
 
@@ -172,7 +162,7 @@ def test_ctrl_c_before_training_is_one_line(program, faces, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(image_cache, "read_image", interrupted)
-    run = program("train.py", "--data_root", faces, *TINY, "--batch_size", 2)
+    run = program("train.py", "--data_root", faces, *SMALL_FLAGS, "--batch_size", 2)
     assert run.returncode == 130 and run.stderr == "train.py: error: stopped"
 
 
@@ -184,7 +174,7 @@ def test_too_little_memory_is_one_line(program, faces, monkeypatch):
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
     steps = ["--batch_size", 2, "--num_diffusion_train_timesteps", 3]
-    run = program("train.py", "--data_root", faces, *TINY, *steps)
+    run = program("train.py", "--data_root", faces, *SMALL_FLAGS, *steps)
     assert refused(run, "out of memory: a smaller --batch_size needs less, and so does")
 
 

@@ -13,17 +13,16 @@ import pytest
 import torch
 
 from checkpoint import read_checkpoint, write_checkpoint
+from conftest import SMALL_UNET
 from model import DiffusionModule
 from network import UNet
 from oracles import Harmful, refused
 from scheduler import DDPMScheduler
 
-SMALL = {"image_resolution": 8, "ch": 32, "ch_mult": [1], "attn": [], "num_res_blocks": 1, "dropout": 0.0}
-
 
 @pytest.fixture
 def saved(tmp_path):
-    ddpm = DiffusionModule(UNet(**SMALL).eval(), DDPMScheduler(20, 1e-4, 0.02, "cosine", "large"), "x0")
+    ddpm = DiffusionModule(UNet(**SMALL_UNET).eval(), DDPMScheduler(20, 1e-4, 0.02, "cosine", "large"), "x0")
     ddpm.save(tmp_path / "model.ckpt")
     return ddpm, tmp_path / "model.ckpt"
 
@@ -182,7 +181,7 @@ def damages(content, chance):
 @pytest.mark.parametrize("tries", [150, pytest.param(5000, marks=pytest.mark.slow)])
 def test_damaged_files_are_refused_or_unharmed(tmp_path, tries):
     """A damage may hit what does not matter; then the weights are those of the whole file. Anything else is refused."""
-    network = UNet(**SMALL)
+    network = UNet(**SMALL_UNET)
     path = tmp_path / "model.ckpt"
     DiffusionModule(network, DDPMScheduler(20, 1e-4, 0.02)).save(path)
     whole = path.read_bytes()
@@ -207,7 +206,7 @@ def test_damaged_files_are_refused_or_unharmed(tmp_path, tries):
 
 
 def test_what_is_not_finite_is_not_written(tmp_path):
-    ddpm = DiffusionModule(UNet(**SMALL), DDPMScheduler(20, 1e-4, 0.02))
+    ddpm = DiffusionModule(UNet(**SMALL_UNET), DDPMScheduler(20, 1e-4, 0.02))
     ddpm.save(tmp_path / "model.ckpt")
     before = (tmp_path / "model.ckpt").read_bytes()
     with torch.no_grad():

@@ -13,32 +13,12 @@ import torch
 from PIL import Image
 
 from checkpoint import read_checkpoint
+from conftest import SMALL_FLAGS
 from model import DiffusionModule
 from oracles import awake, only_run, refused
 from scheduler import MODES, PREDICTORS
-from synthetic_faces import write_synthetic_set
 
-TINY = [
-    "--ch",
-    "32",
-    "--ch_mult",
-    "1",
-    "--attn",
-    "--num_res_blocks",
-    "1",
-    "--image_resolution",
-    "8",
-    "--num_diffusion_train_timesteps",
-    "12",
-]
-QUICK = [*TINY, "--batch_size", "4", "--train_num_steps", "6", "--log_interval", "3"]
-
-
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory):
-    root = tmp_path_factory.mktemp("faces with a blank") / "afhq"
-    write_synthetic_set(root, 4)
-    return root
+QUICK = [*SMALL_FLAGS, "--batch_size", "4", "--train_num_steps", "6", "--log_interval", "3"]
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
@@ -64,7 +44,7 @@ def test_all_nine_combinations_train_and_sample(program, faces, tmp_path, mode, 
 
 def test_what_a_run_writes_down(program, faces, tmp_path):
     arguments = ["--batch_size", 4, "--train_num_steps", 110, "--log_interval", 200, "--warmup_steps", 100, "--hflip"]
-    run = program("train.py", "--data_root", faces, *TINY, *arguments)
+    run = program("train.py", "--data_root", faces, *SMALL_FLAGS, *arguments)
     assert run.returncode == 0, run.stderr
     folder = only_run(tmp_path)
     assert str(folder.relative_to(tmp_path)) in run.stdout
@@ -72,7 +52,7 @@ def test_what_a_run_writes_down(program, faces, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["batch_size"] == 4 and config["beta_1"] == 1e-4 and config["seed"] == 63 and config["hflip"] is True
     assert (
-        config["synthetic_faces"] is True and config["classes"] == ["cat", "dog", "wild"] and config["num_images"] == 12
+        config["synthetic_faces"] is True and config["classes"] == ["cat", "dog", "wild"] and config["num_images"] == 15
     )
 
     rows = list(csv.DictReader((folder / "stats.csv").open()))
@@ -131,16 +111,11 @@ def test_guidance_from_training_to_images(program, faces, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(task_folder_of_module, faces, tmp_path_factory):
+def trained(task_folder, faces, tmp_path_factory):
     place = tmp_path_factory.mktemp("trained")
-    command = [sys.executable, task_folder_of_module / "train.py", "--data_root", faces, "--mode", "cosine", *QUICK]
+    command = [sys.executable, task_folder / "train.py", "--data_root", faces, "--mode", "cosine", *QUICK]
     subprocess.run(command, cwd=place, check=True, capture_output=True)
     return only_run(place)
-
-
-@pytest.fixture(scope="module")
-def task_folder_of_module(request):
-    return request.config.rootpath / "image_diffusion_todo"
 
 
 def test_trajectories_lie_beside_the_samples(program, trained, tmp_path):
@@ -178,7 +153,7 @@ def test_schedule_and_predictor_are_checked_against_the_checkpoint(program, trai
 
 
 def test_a_stopped_run_goes_on_in_its_folder(program, task_folder, faces, tmp_path):
-    command = [sys.executable, task_folder / "train.py", "--data_root", faces, *TINY, "--batch_size", "4"]
+    command = [sys.executable, task_folder / "train.py", "--data_root", faces, *SMALL_FLAGS, "--batch_size", "4"]
     command += ["--train_num_steps", "100000", "--log_interval", "20"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -221,7 +196,7 @@ def test_a_stopped_run_goes_on_in_its_folder(program, task_folder, faces, tmp_pa
     ],
 )
 def test_bad_training_arguments_end_in_one_line_and_leave_nothing(program, faces, tmp_path, arguments, words):
-    assert refused(program("train.py", "--data_root", faces, *TINY, "--batch_size", 4, *arguments), words)
+    assert refused(program("train.py", "--data_root", faces, *SMALL_FLAGS, "--batch_size", 4, *arguments), words)
     assert not list(tmp_path.iterdir())
 
 
