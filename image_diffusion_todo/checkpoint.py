@@ -23,7 +23,8 @@ import torch
 from atomic import atomic_write
 from cli import UserError
 from network import UNet
-from scheduler import PARAMETRIZATIONS, PREDICTORS, DDPMScheduler
+from prediction import PARAMETRIZATIONS
+from scheduler import PREDICTORS, DDPMScheduler
 
 FORMAT = "ddpm-image"
 VERSION = 1

@@ -9,28 +9,28 @@ from torch.nn import init
 
 
 def small_init(layer: nn.Conv2d) -> nn.Conv2d:
-    """Start a layer that ends a residual branch (or the network) at nearly nothing.
+    """Nearly zero weights, for the last layer of a residual branch and of the network.
 
-    The blocks then begin as identities, and the network as the answer 0, which is the mean of all noise.
-    Not exactly zero, so that every parameter before it has a gradient from the first step.
+    Blocks start as identities, and the network predicts 0, the mean of the noise. Not exactly zero, so that all
+    parameters have a gradient from the first step.
     """
     init.xavier_uniform_(layer.weight, gain=1e-5)
     init.zeros_(layer.bias)
     return layer
 
 
-def usual_init(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """Xavier-uniform weights and no bias, for all other layers."""
+def xavier_init(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+    """Xavier-uniform weights and zero bias, for all other layers."""
     init.xavier_uniform_(layer.weight)
     init.zeros_(layer.bias)
     return layer
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups as in DDPM, but at least four channels in each.
+    """32 groups as in DDPM, but at least four channels per group.
 
-    A `ResBlock` is told the time by a shift of each channel, and a group of one channel would normalise that
-    shift away again: a network of 32 channels in 32 groups cannot hear what time it is.
+    The time embedding shifts each channel, and a group of a single channel would normalise the shift away: a network of
+    32 channels in 32 groups cannot depend on t.
     """
     return nn.GroupNorm(min(32, channels // 4), channels)
 
@@ -43,14 +43,11 @@ class Swish(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Timestep -> vector: sinusoids of many frequencies, then a two-layer MLP.
-
-    The sinusoids are the position encoding of "Attention Is All You Need" (Sec. 3.5): frequencies
-    fall geometrically from 1 to 1/10000.
+    """Timestep -> vector: the position encoding of "Attention Is All You Need" (Sec. 3.5), then a two-layer MLP.
 
     Args:
         hidden_size: width of the embedding.
-        frequency_embedding_size: number of sinusoids, half cosines and half sines (even).
+        frequency_embedding_size: number of sinusoids (even), of frequencies from 1 down to 1/10000.
     """
 
     def __init__(self, hidden_size: int, frequency_embedding_size: int = 256):
@@ -59,9 +56,9 @@ class TimeEmbedding(nn.Module):
         frequencies = torch.exp(-math.log(10000.0) * torch.arange(half) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.mlp = nn.Sequential(
-            usual_init(nn.Linear(2 * half, hidden_size)),
+            xavier_init(nn.Linear(2 * half, hidden_size)),
             Swish(),
-            usual_init(nn.Linear(hidden_size, hidden_size)),
+            xavier_init(nn.Linear(hidden_size, hidden_size)),
         )
 
     def forward(self, t: int | torch.Tensor) -> torch.Tensor:
@@ -72,41 +69,41 @@ class TimeEmbedding(nn.Module):
 
 
 class DownSample(nn.Module):
-    """Half the size in both directions, by a convolution of stride 2."""
+    """Half the height and width, by a convolution of stride 2."""
 
     def __init__(self, in_ch: int):
         super().__init__()
-        self.main = usual_init(nn.Conv2d(in_ch, in_ch, 3, stride=2, padding=1))
+        self.main = xavier_init(nn.Conv2d(in_ch, in_ch, 3, stride=2, padding=1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.main(x)
 
 
 class UpSample(nn.Module):
-    """Twice the size in both directions: repeat pixels, then smooth by a convolution."""
+    """Twice the height and width: nearest-neighbour interpolation, then a convolution."""
 
     def __init__(self, in_ch: int):
         super().__init__()
-        self.main = usual_init(nn.Conv2d(in_ch, in_ch, 3, padding=1))
+        self.main = xavier_init(nn.Conv2d(in_ch, in_ch, 3, padding=1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.main(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class AttnBlock(nn.Module):
-    """Single-head self-attention over all pixels, as a residual branch."""
+    """Single-head self-attention over all positions, as a residual branch."""
 
     def __init__(self, in_ch: int):
         super().__init__()
         self.group_norm = group_norm(in_ch)
-        self.proj_q = usual_init(nn.Conv2d(in_ch, in_ch, 1))
-        self.proj_k = usual_init(nn.Conv2d(in_ch, in_ch, 1))
-        self.proj_v = usual_init(nn.Conv2d(in_ch, in_ch, 1))
+        self.proj_q = xavier_init(nn.Conv2d(in_ch, in_ch, 1))
+        self.proj_k = xavier_init(nn.Conv2d(in_ch, in_ch, 1))
+        self.proj_v = xavier_init(nn.Conv2d(in_ch, in_ch, 1))
         self.proj = small_init(nn.Conv2d(in_ch, in_ch, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.group_norm(x)
-        # [B, 1 head, HW, C], and so in memory too: the fused kernels, which keep no HW x HW matrix, take no other.
+        # [B, 1 head, HW, C], contiguous: fused kernels, which store no HW x HW matrix, need this layout.
         q, k, v = (
             proj(h).flatten(2).transpose(1, 2)[:, None].contiguous() for proj in (self.proj_q, self.proj_k, self.proj_v)
         )
@@ -115,13 +112,13 @@ class AttnBlock(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with the time (and class) embedding added between them, around a shortcut.
+    """Two convolutions with the time (and class) embedding added between them, and a shortcut.
 
     Args:
         in_ch: channels of the input, a multiple of 32.
         out_ch: channels of the output, a multiple of 32.
         tdim: width of the embedding.
-        dropout: share of features zeroed in training.
+        dropout: share of features dropped in training.
         attn: end with self-attention.
     """
 
@@ -130,16 +127,16 @@ class ResBlock(nn.Module):
         self.block1 = nn.Sequential(
             group_norm(in_ch),
             Swish(),
-            usual_init(nn.Conv2d(in_ch, out_ch, 3, padding=1)),
+            xavier_init(nn.Conv2d(in_ch, out_ch, 3, padding=1)),
         )
-        self.temb_proj = nn.Sequential(Swish(), usual_init(nn.Linear(tdim, out_ch)))
+        self.temb_proj = nn.Sequential(Swish(), xavier_init(nn.Linear(tdim, out_ch)))
         self.block2 = nn.Sequential(
             group_norm(out_ch),
             Swish(),
             nn.Dropout(dropout),
             small_init(nn.Conv2d(out_ch, out_ch, 3, padding=1)),
         )
-        self.shortcut = nn.Identity() if in_ch == out_ch else usual_init(nn.Conv2d(in_ch, out_ch, 1))
+        self.shortcut = nn.Identity() if in_ch == out_ch else xavier_init(nn.Conv2d(in_ch, out_ch, 1))
         self.attn = AttnBlock(out_ch) if attn else nn.Identity()
 
     def forward(self, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:

@@ -24,8 +24,8 @@ from data_folder import check_writable
 from dataset import tensor_to_pil_image
 from distributed import Distributed
 from image_grid import trajectory_frames, trajectory_image
-from model import DiffusionModule, ImageNoise
-from samplers import METHODS, build_sampler
+from model import DiffusionModule
+from samplers import METHODS, ImageNoise, sampling_timesteps
 from scheduler import MODES, PREDICTORS
 
 SETTINGS_KEY = "Made by"  # the text in each image that says with which settings it was made
@@ -157,9 +157,10 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
     ddpm.bf16 = speed.uses_bf16(args.precision, device)
     how = args.sample_method, args.num_inference_steps, args.eta
     try:
-        num_steps = len(build_sampler(ddpm.var_scheduler, ddpm.predictor, *how).steps)
+        timesteps = sampling_timesteps(ddpm.var_scheduler, *how)
     except ValueError as error:
         raise UserError(f"argument --{error}") from None
+    num_steps = len(timesteps)
     leaps = num_steps < ddpm.var_scheduler.num_train_timesteps
     if processes.is_rank_zero and leaps and (ddpm.predictor, ddpm.parametrization) == ("mean", "direct"):
         print(
@@ -206,7 +207,16 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
             labels = torch.tensor([i % ddpm.network.num_classes + 1 for i in drawn])
             scale = args.cfg_scale
         noise = ImageNoise(args.seed, drawn, ddpm.image_resolution, device)
-        chain = ddpm.reverse_process(len(drawn), labels, scale, noise, *how, progress=processes.is_rank_zero)
+        chain = ddpm.reverse_process(
+            len(drawn),
+            labels,
+            scale,
+            args.sample_method,
+            timesteps,
+            args.eta,
+            randn_like=noise,
+            progress=processes.is_rank_zero,
+        )
         frames = trajectory_frames(chain, num_steps)
         for k, (i, image) in enumerate(zip(numbers, tensor_to_pil_image(frames[-1]), strict=False)):
             for images, picture in zip(kept, [image, trajectory_image(frames[:, k : k + 1])], strict=False):

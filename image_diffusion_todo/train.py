@@ -28,7 +28,8 @@ from data_folder import check_has_data, check_writable
 from dataset import AFHQDataModule, is_synthetic
 from distributed import Distributed
 from network import LIMITS
-from scheduler import LOSS_WEIGHTS, MODES, PARAMETRIZATIONS, PREDICTORS
+from prediction import LOSS_WEIGHTS, PARAMETRIZATIONS
+from scheduler import MODES, PREDICTORS
 from speed import AUTO_ON_OFF, PRECISIONS, uses_bf16
 from trainer import StopSignals, Trainer, build_model
 

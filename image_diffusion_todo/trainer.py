@@ -35,8 +35,9 @@ from checkpoint import read_checkpoint, write_checkpoint
 from dataset import is_synthetic, tensor_to_pil_image
 from distributed import Distributed
 from image_grid import trajectory_frames, trajectory_image
-from model import DiffusionModule, ImageNoise
+from model import DiffusionModule
 from network import UNet
+from samplers import ImageNoise
 from scheduler import DDPMScheduler
 
 LOG_EVERY = 50  # steps that share a row of stats.csv; their losses are read from the device at once
@@ -274,7 +275,7 @@ class Trainer:
         labels = None
         if self.args.use_cfg:
             labels = torch.tensor([i % self.ddpm.network.num_classes + 1 for i in numbers], device=self.device)
-        chain = self.sampler.reverse_process(len(numbers), labels, noise=noise)
+        chain = self.sampler.reverse_process(len(numbers), labels, randn_like=noise)
         frames = trajectory_frames(stop.interruptible(chain), self.args.num_diffusion_train_timesteps)
         for i, image in enumerate(tensor_to_pil_image(frames[-1])):
             with atomic_write(self.folder / f"step={self.step}-{i}.png") as file:

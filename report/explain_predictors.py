@@ -36,6 +36,7 @@ from cli import ArgumentParser, exit_on_user_error, int_range
 from data_folder import check_has_data
 from dataset import AFHQDataModule
 from model import DiffusionModule
+from prediction import loss_weights, to_x0_and_eps
 from scheduler import MODES, PREDICTORS, DDPMScheduler
 
 WIDTH = 6.3  # inches of the drawings, 16 cm: the text on a page
@@ -55,7 +56,7 @@ def weight_on_x0(scheduler: DDPMScheduler, predictor: str) -> np.ndarray:
     """How much the predictor's plain loss weighs a squared error of x_0; float64 [T], the largest is 1."""
     # The weights that turn the loss into one that weighs all by SNR: SNR / k^2.
     alpha_bar = scheduler.alphas_cumprod.double()
-    weight = (alpha_bar / (1 - alpha_bar)) / scheduler.loss_weight("snr", predictor).double()
+    weight = (alpha_bar / (1 - alpha_bar)) / loss_weights("snr", predictor, scheduler).double()
     return (weight / weight.max()).numpy()
 
 
@@ -100,7 +101,7 @@ def errors_of(ddpm: DiffusionModule, images: torch.Tensor, timesteps: list[int])
         eps = torch.randn(images.shape, generator=generator)
         x_t, _ = ddpm.var_scheduler.add_noise(images, t, eps)
         net_out = torch.cat([ddpm.predict(part, t) for part in x_t.split(64)])
-        x_0, implied_eps = ddpm.var_scheduler.to_x0_and_eps(x_t, t, net_out, ddpm.predictor)
+        x_0, implied_eps = to_x0_and_eps(net_out, x_t, t, ddpm.predictor, ddpm.var_scheduler)
         rms = [(a - b).square().mean().sqrt().item() for a, b in ((x_0, images), (implied_eps, eps))]
         results.append((t, *rms))
     return results

@@ -55,10 +55,11 @@ from cli import ArgumentParser, exit_on_user_error, int_range, one_line, select_
 from data_folder import check_writable
 from image_grid import contact_sheet, image_grid, trajectory_frames, trajectory_image
 from images import list_images
-from model import DiffusionModule, ImageNoise
-from samplers import half_log_snr
+from model import DiffusionModule
+from prediction import LOSS_WEIGHTS, PARAMETRIZATIONS
+from samplers import ImageNoise, half_log_snr
 from sampling import SETTINGS_KEY, model_hash
-from scheduler import LOSS_WEIGHTS, MODES, PARAMETRIZATIONS, PREDICTORS, DDPMScheduler, check_choice
+from scheduler import MODES, PREDICTORS, DDPMScheduler
 from study import FORMS
 
 SCHEDULES, LOSSES = "figures/schedules.svg", "figures/losses.svg"
@@ -124,7 +125,8 @@ def read_run(folder: Path) -> Run:
     config = {"parametrization": "direct", "loss_weight": "none", "use_cfg": False} | config  # absent in old runs
     if lacking := [name for name in ("mode", "predictor", *FACTS) if name not in config]:
         raise ValueError(f"config.json lacks {', '.join(lacking)}")
-    check_choice("loss weight", config["loss_weight"], LOSS_WEIGHTS)
+    if config["loss_weight"] not in LOSS_WEIGHTS:
+        raise ValueError(f"unknown loss weight {config['loss_weight']!r}")
     for name, kind in (("classes", list), ("synthetic_faces", bool)):
         if type(config[name]) is not kind:
             raise ValueError(f"{name} is {config[name]!r} in config.json")
@@ -339,7 +341,7 @@ def chain_of(run: Run, count: int, place: torch.device) -> torch.Tensor:
     ddpm.load(run.folder / "last.ckpt")
     speed.place_network(ddpm, place)
     noise = ImageNoise(SEED, range(count), ddpm.image_resolution, place)
-    return trajectory_frames(ddpm.reverse_process(count, noise=noise), ddpm.var_scheduler.num_train_timesteps)
+    return trajectory_frames(ddpm.reverse_process(count, randn_like=noise), ddpm.var_scheduler.num_train_timesteps)
 
 
 def draw_trajectories(runs: Sequence[Run], chains: int, place: torch.device) -> bytes:

@@ -30,7 +30,7 @@ from csv_table import read_table, write_table
 from data_folder import check_has_data
 from images import list_images, read_image, resize
 from model import DiffusionModule
-from samplers import METHODS, build_sampler
+from samplers import METHODS, sampling_timesteps
 from sampling import model_hash
 from scheduler import DDPMScheduler
 
@@ -93,7 +93,7 @@ def ways(methods: Collection[str], steps: Iterable[int], scheduler: DDPMSchedule
     """
     T = scheduler.num_train_timesteps
     wanted = [(method, n) for n in sorted(steps) if n <= T for method in ("dpm", "ddim")] + [("ddpm", T)]
-    return {(name, len(build_sampler(scheduler, "x0", name, n).steps)): n for name, n in wanted if name in methods}
+    return {(name, len(sampling_timesteps(scheduler, name, n))): n for name, n in wanted if name in methods}
 
 
 def main() -> None:

@@ -16,9 +16,10 @@ from PIL import Image
 import image_grid
 from checkpoint import write_checkpoint
 from dataset import tensor_to_pil_image
-from model import DiffusionModule, ImageNoise
+from model import DiffusionModule
 from network import UNet
 from oracles import alpha_bars_by_definition, awake, betas_by_definition, only_run, refused
+from samplers import ImageNoise
 from scheduler import MODES, PREDICTORS, DDPMScheduler
 from synthetic_faces import write_synthetic_set
 
@@ -91,10 +92,10 @@ def chain_of(folder, count):
     ddpm = DiffusionModule(None, None).eval()
     ddpm.load(folder / "last.ckpt")
     noise = ImageNoise(0, range(count), SIZE, torch.device("cpu"))
-    x_t = [noise()]
+    x_t = [noise(None)]
     with torch.no_grad():
         for t in reversed(range(T)):
-            x_t.append(ddpm.var_scheduler.step(x_t[-1], t, ddpm.predict(x_t[-1], t), ddpm.predictor, noise()))
+            x_t.append(ddpm.var_scheduler.step(x_t[-1], t, ddpm.predict(x_t[-1], t), ddpm.predictor, noise(None)))
     return torch.stack(x_t)
 
 

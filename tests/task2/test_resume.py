@@ -19,9 +19,10 @@ import speed
 import train
 from atomic import lock_folder, remove_partials
 from checkpoint import read_checkpoint
-from model import DiffusionModule, ImageNoise
+from model import DiffusionModule
 from oracles import awake, max_difference, only_run, refused
 from processes import PROGRAMS, Program
+from samplers import ImageNoise
 from synthetic_faces import write_synthetic_set
 from trainer import Trainer
 

@@ -1,4 +1,4 @@
-"""Schedules and steps as identities, for every predictor and schedule."""
+"""The schedules, the forward process and the reverse steps, as identities and against diffusers."""
 
 import diffusers
 import numpy as np
@@ -54,7 +54,9 @@ def test_buffers_agree_with_their_definitions_in_float64(mode, T):
         "alphas": 1 - betas,
         "alphas_cumprod": alpha_bar,
         "alphas_cumprod_prev": prev,
+        "sqrt_alphas_cumprod": np.sqrt(alpha_bar),
         "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - alpha_bar),
+        "posterior_variance": betas * (1 - prev) / (1 - alpha_bar),
         "sigmas": np.sqrt(betas * (1 - prev) / (1 - alpha_bar)),
         "posterior_mean_coef_x0": np.sqrt(prev) * betas / (1 - alpha_bar),
         "posterior_mean_coef_xt": np.sqrt(1 - betas) * (1 - prev) / (1 - alpha_bar),
@@ -65,6 +67,7 @@ def test_buffers_agree_with_their_definitions_in_float64(mode, T):
         assert buffers[name].dtype == torch.float32
         np.testing.assert_allclose(buffers[name].numpy(), values, rtol=3e-7, atol=1e-12, err_msg=name)
     np.testing.assert_allclose(large.sigmas.numpy(), np.sqrt(betas), rtol=3e-7)
+    np.testing.assert_allclose(small.alpha_bars, [*alpha_bar, 1.0], rtol=1e-12)
     assert small.timesteps.tolist() == list(range(T))[::-1]
 
 
@@ -74,7 +77,7 @@ def test_schedules_agree_with_diffusers(mode):
     torch.testing.assert_close(DDPMScheduler(T, 1e-4, 0.02, mode).betas, other.betas, rtol=2e-4, atol=1e-7)
 
 
-def test_cosine_is_capped_where_it_should_be():
+def test_cosine_beta_is_capped_at_0_999_in_the_last_step_only():
     betas = DDPMScheduler(T, 1e-4, 0.02, "cosine").betas
     assert betas[-1] == torch.tensor(0.999)
     assert (betas < 0.999).sum() == T - 1
@@ -89,7 +92,7 @@ def test_cosine_is_capped_where_it_should_be():
         ((10, 0.02, 1e-4), "got 0.02 and 0.0001"),
     ],
 )
-def test_bad_settings_are_named(arguments, words):
+def test_invalid_arguments_are_value_errors(arguments, words):
     with pytest.raises(ValueError, match=words):
         DDPMScheduler(*arguments)
 
@@ -147,7 +150,7 @@ def test_timesteps_that_do_not_exist_are_errors(scheduler, x0, t):
             scheduler.step(x0, t, x0, predictor)
 
 
-def test_every_form_of_t(scheduler, x0, without_fresh_noise):
+def test_every_form_of_t_is_accepted(scheduler, x0, without_fresh_noise):
     eps = torch.randn_like(x0)
     forms = (7, torch.tensor(7), torch.tensor([7]), torch.tensor([7] * 4), torch.full((4, 1), 7), torch.full((4,), 7.0))
     for t in forms:
@@ -180,8 +183,8 @@ def test_every_predictor_steps_to_the_posterior_mean_when_it_is_right(scheduler,
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
-def test_last_step_gives_back_the_image_and_adds_no_noise(scheduler, x0, predictor):
-    """The trap: with alpha-bar before step 0 taken for alpha-bar_0, x0 and mean double the image."""
+def test_last_step_returns_the_image_without_noise(scheduler, x0, predictor):
+    """With alpha-bar_0 in place of 1 before step 0, x0 and mean would double the image."""
     x_t, eps = scheduler.add_noise(x0, 0)
     step = scheduler.step(x_t, 0, truth_for(predictor, x0, eps, x0), predictor)
     assert max_difference(step, x0) < 1e-6
@@ -201,10 +204,10 @@ def test_noise_of_a_step_has_the_right_size(mode, sigma_type, t, x0, monkeypatch
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_steps_draw_one_randn_like(scheduler, x0, predictor):
-    answer = torch.randn_like(x0)
+    net_out = torch.randn_like(x0)
     for t in (0, 500):
         torch.manual_seed(1)
-        scheduler.step(x0, t, answer, predictor)
+        scheduler.step(x0, t, net_out, predictor)
         after = torch.randn(3)
         torch.manual_seed(1)
         torch.randn_like(x0)
@@ -213,27 +216,27 @@ def test_steps_draw_one_randn_like(scheduler, x0, predictor):
 
 def test_a_batch_may_mix_timesteps(scheduler, x0, without_fresh_noise):
     t = torch.tensor([0, 1, 500, 999])
-    answer = torch.randn_like(x0)
+    net_out = torch.randn_like(x0)
     for predictor in PREDICTORS:
-        mixed = scheduler.step(x0, t, answer, predictor)
+        mixed = scheduler.step(x0, t, net_out, predictor)
         for i in range(4):
-            alone = scheduler.step(x0[i : i + 1], int(t[i]), answer[i : i + 1], predictor)
+            alone = scheduler.step(x0[i : i + 1], int(t[i]), net_out[i : i + 1], predictor)
             assert torch.allclose(mixed[i : i + 1], alone, atol=1e-5)
 
 
 def test_step_dispatches_by_name(scheduler, x0):
-    answer = torch.randn_like(x0)
+    net_out = torch.randn_like(x0)
     for predictor, method in [
         ("noise", scheduler.step_predict_noise),
         ("x0", scheduler.step_predict_x0),
         ("mean", scheduler.step_predict_mean),
     ]:
         torch.manual_seed(2)
-        expected = method(x0, 9, answer)
+        expected = method(x0, 9, net_out)
         torch.manual_seed(2)
-        assert torch.equal(scheduler.step(x0, 9, answer, predictor), expected)
+        assert torch.equal(scheduler.step(x0, 9, net_out, predictor), expected)
     with pytest.raises(ValueError, match="'velocity': choose one of noise, x0, mean"):
-        scheduler.step(x0, 9, answer, "velocity")
+        scheduler.step(x0, 9, net_out, "velocity")
 
 
 @pytest.mark.parametrize(("predictor", "theirs"), [("noise", "epsilon"), ("x0", "sample")])
@@ -241,7 +244,7 @@ def test_step_dispatches_by_name(scheduler, x0):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("t", TIMES)
 def test_steps_agree_with_diffusers(mode, sigma_type, predictor, theirs, t, x0):
-    answer = torch.randn_like(x0)
+    net_out = torch.randn_like(x0)
     other = diffusers.DDPMScheduler(
         T,
         beta_start=1e-4,
@@ -252,8 +255,8 @@ def test_steps_agree_with_diffusers(mode, sigma_type, predictor, theirs, t, x0):
         clip_sample=False,
     )
     torch.manual_seed(3)
-    expected = other.step(answer, t, x0).prev_sample
+    expected = other.step(net_out, t, x0).prev_sample
     torch.manual_seed(3)
-    step = DDPMScheduler(T, 1e-4, 0.02, mode, sigma_type).step(x0, t, answer, predictor)
+    step = DDPMScheduler(T, 1e-4, 0.02, mode, sigma_type).step(x0, t, net_out, predictor)
     # They compute in float32 throughout.
     assert max_difference(step, expected) < 5e-4 * max(1.0, expected.abs().max().item())

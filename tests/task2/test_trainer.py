@@ -13,8 +13,9 @@ from PIL import Image
 import train
 from checkpoint import read_checkpoint
 from dataset import tensor_to_pil_image
-from model import DiffusionModule, ImageNoise
+from model import DiffusionModule
 from oracles import awake, max_difference, refused
+from samplers import ImageNoise
 from scheduler import PREDICTORS, DDPMScheduler
 from synthetic_faces import write_synthetic_set
 from trainer import StopSignals, Trainer
