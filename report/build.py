@@ -1,10 +1,10 @@
-"""Build report/report.pdf from report.typ, the committed figures and tables, and the source files themselves.
+"""Build report/report.pdf from report.typ, the committed figures and tables, and the source files.
 
     python report/build.py                                # or: make report
-    python report/build.py --author "412551014" --pages pages   # with a name on it, and each page as a picture
+    python report/build.py --author "412551014" --pages pages    # with a name, and each page as a picture
 
-Needs Typst's Python package (requirements-dev.txt), which brings its own fonts, so the same sources give the same
-pages everywhere. Code listings are cut out of the source files while building: they cannot go stale.
+Needs the Typst package (requirements-dev.txt), which brings its own fonts: the same sources give the same pages
+everywhere. Listings are cut from the source files, by the name of the function.
 """
 
 import argparse
@@ -21,13 +21,13 @@ ROOT = REPORT.parent
 sys.path.insert(0, str(ROOT / "image_diffusion_todo"))
 
 from atomic import atomic_write
-from cli import ArgumentParser, exit_on_user_error, writable_file
+from cli import ArgumentParser, UserError, exit_on_user_error, writable_file
 
 FINGERPRINT = re.compile(rb"sources ([0-9a-f]{64})")
 
 
 def definitions(source: str) -> dict[str, str]:
-    """The functions and classes of a Python source, by dotted name, without docstrings and indentation."""
+    """The functions and classes of a Python source by dotted name, without docstrings and indentation."""
     lines = source.splitlines()
     found = {}
 
@@ -46,71 +46,72 @@ def definitions(source: str) -> dict[str, str]:
     return found
 
 
-def listings(text: str) -> dict[str, str]:
-    """The code of every `listing("file.py", "name")` that a Typst source names, by "file.py:name".
+def listings(text: str) -> dict[str, dict[str, str]]:
+    """The file and the code of every function that a Typst source lists, by "folder:function".
 
     Raises:
-        ValueError: when there is no such file or definition, or the file does not parse.
+        UserError: when not exactly one file of the folder defines it, or a file does not parse.
     """
-    codes = {}
-    for file, name in re.findall(r'listing\(\s*"([^"]+)",\s*"([^"]+)"', text):
+    found: dict[str, list[dict[str, str]]] = {}
+    names = re.findall(r'#listing\("([^"]+)", "([^"]+)"\)', text)
+    for path in sorted(path for folder in {folder for folder, _ in names} for path in (ROOT / folder).glob("*.py")):
+        folder, file = path.parent.name, path.relative_to(ROOT).as_posix()
         try:
-            codes[f"{file}:{name}"] = definitions((ROOT / file).read_text(encoding="utf-8"))[name]
+            for name, code in definitions(path.read_text(encoding="utf-8")).items():
+                found.setdefault(f"{folder}:{name}", []).append({"file": file, "code": code})
         except SyntaxError as error:
-            raise ValueError(f"{file} is no Python: {error}") from None
-        except (OSError, KeyError):
-            raise ValueError(f"report.typ lists {name} of {file}, which is not there") from None
-    return codes
+            raise UserError(f"{file} is no Python: {error}") from None
+    for folder, name in names:
+        files = [each["file"] for each in found.get(f"{folder}:{name}", [])]
+        if len(files) != 1:
+            raise UserError(f"report.typ lists {name} of {folder}, which is in {' and '.join(files) or 'no file'}")
+    return {f"{folder}:{name}": found[f"{folder}:{name}"][0] for folder, name in names}
 
 
 def used_files(text: str) -> list[Path]:
     """The figures and tables that a Typst source names, below report/.
 
     Raises:
-        ValueError: when one is not there.
+        UserError: when one does not exist.
     """
     paths = [REPORT / name for name in sorted(set(re.findall(r'"((?:figures|tables)/[^"]+)"', text)))]
     for path in paths:
         if not path.is_file():
-            raise ValueError(f"report.typ shows {path.relative_to(ROOT)}, which is not there")
+            raise UserError(f"report.typ shows {path.relative_to(ROOT)}, which does not exist")
     return paths
 
 
-def fingerprint(text: str, codes: dict[str, str], files: list[Path]) -> str:
-    """A hash of all that the report is made of; it stands in the PDF, so that a stale one can be told."""
-    parts = [text.encode(), json.dumps(codes, sort_keys=True).encode(), *(path.read_bytes() for path in files)]
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-
-
-def sources() -> tuple[str, dict[str, str], str]:
-    """The report's text, its listings, and the fingerprint of everything.
+def sources() -> dict[str, str]:
+    """The inputs of report.typ: its listings, and a hash of everything that it is built from (kept in the PDF).
 
     Raises:
-        ValueError: when something is missing that the text names.
+        UserError: when something that it names does not exist.
     """
     text = (REPORT / "report.typ").read_text(encoding="utf-8")
-    codes = listings(text)
-    return text, codes, fingerprint(text, codes, used_files(text))
+    codes = json.dumps(listings(text), sort_keys=True)
+    parts = [text.encode(), codes.encode(), *(path.read_bytes() for path in used_files(text))]
+    fingerprint = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    return {"listings": codes, "fingerprint": fingerprint}
 
 
-def build(author: str, **how: object) -> bytes | list[bytes]:
-    """The report, as PDF or in another of Typst's formats (a list of pages where there are several).
+def build(author: str = "", query: str | None = None, **settings: object) -> bytes | list[bytes] | str:
+    """The report as PDF or in another format of Typst (a list of pages where there are several); or, with `query`, the
+    value of the metadata with this label, as JSON.
 
     Raises:
-        ValueError: when something is missing, or Typst refuses the text.
+        UserError: when something is missing, or Typst refuses the text.
     """
     try:
         import typst
     except ImportError:
-        raise ValueError("Typst is missing: pip install -r requirements-dev.txt") from None
-    _, codes, mark = sources()
-    inputs = {"listings": json.dumps(codes), "fingerprint": mark, "author": author}
+        raise UserError("Typst is missing: pip install -r requirements-dev.txt") from None
+    settings |= {"root": ROOT, "ignore_system_fonts": True, "sys_inputs": {"author": author, **sources()}}
     try:
-        return typst.compile(
-            REPORT / "report.typ", root=ROOT, ignore_system_fonts=True, sys_inputs=inputs, timestamp=0, **how
-        )
+        if query:
+            return typst.query(REPORT / "report.typ", query, field="value", one=True, **settings)
+        return typst.compile(REPORT / "report.typ", timestamp=0, **settings)
     except typst.TypstError as error:
-        raise ValueError(f"report.typ: {error}") from None
+        raise UserError(f"report.typ: {error}") from None
 
 
 def main() -> None:
@@ -119,7 +120,7 @@ def main() -> None:
     add = parser.add_argument
     add("--author", default="", metavar="TEXT", help="who hands it in, shown below the title")
     add("--out", type=writable_file, default=REPORT / "report.pdf", metavar="FILE", help="(default: report/report.pdf)")
-    add("--pages", type=Path, metavar="DIR", help="also write each page as a picture, to look at")
+    add("--pages", type=Path, metavar="DIR", help="also write each page as a picture")
     args = parser.parse_args()
     with exit_on_user_error():
         pdf = build(args.author, format="pdf")
