@@ -26,13 +26,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "image_diffusion_todo"
-sys.path[:0] = [str(PROGRAMS), str(PROGRAMS / "fid"), str(Path(__file__).resolve().parent)]
-
-import measure_fid
+sys.path[:0] = [str(PROGRAMS), str(Path(__file__).resolve().parent)]
 
 from cli import ArgumentParser, exit_on_user_error, float_range, int_range, select_device, writable_file
 from csv_table import read_table, write_table
 from data_folder import check_has_data
+from fid.inception import PytorchFidInception
+from fid.measure_fid import find_images
 from scheduler import MODES, PREDICTORS
 from speed import PRECISIONS, uses_bf16
 from train import EXIT_INTERRUPTED
@@ -123,8 +123,8 @@ def check_ready(args: argparse.Namespace) -> None:
         ValueError, OSError: when something is missing.
     """
     check_has_data(args.data_root)
-    measure_fid.images_to_measure(args.data_root / "eval")
-    measure_fid.load_inception(768, "cpu")
+    find_images(args.data_root / "eval")
+    PytorchFidInception(768)
 
 
 def one_run(setting: Setting, args: argparse.Namespace, clock: Clock) -> float:

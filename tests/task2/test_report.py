@@ -321,10 +321,9 @@ def test_a_study_looks_for_data_and_weights_before_it_trains(load_report, progra
     trained = []
     monkeypatch.setattr(study.subprocess, "Popen", lambda *command, **how: trained.append(command))
 
-    def load_inception(*which):
-        raise ValueError("no weights")
-
-    monkeypatch.setattr(study.measure_fid, "load_inception", load_inception)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    (tmp_path / "home/hub").mkdir(parents=True)
+    (tmp_path / "home/hub/checkpoints").write_text("in the way of the weights")
     write_synthetic_set(tmp_path / "afhq", 2)
 
     def run(data_root):
@@ -333,7 +332,7 @@ def test_a_study_looks_for_data_and_weights_before_it_trains(load_report, progra
     assert refused(run("nowhere"), "argument --data_root: nowhere holds no train/ and val/")
     assert refused(run("afhq"), "eval")
     shutil.copytree(tmp_path / "afhq/train/cat", tmp_path / "afhq/eval")
-    assert refused(run("afhq"), "no weights")
+    assert refused(run("afhq"), "home/hub/checkpoints")
     assert not trained
 
 
