@@ -31,7 +31,7 @@ from network import LIMITS
 from prediction import LOSS_WEIGHTS, PARAMETRIZATIONS
 from scheduler import MODES, PREDICTORS
 from speed import AUTO_ON_OFF, PRECISIONS, uses_bf16
-from trainer import StopSignals, Trainer, build_model
+from trainer import StopSignals, Trainer, build_network
 
 # What may be changed on --resume. A run that is resumed with the same learning rate, device and parts ends the same.
 MAY_CHANGE = {"train_num_steps", "learning_rate", "log_interval", "data_root", "device", "gpu"}
@@ -158,7 +158,7 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
         parts = f"{processes.size} processes of --accumulate {args.accumulate} parts"
         raise ValueError(f"argument --batch_size: {args.batch_size} cannot be shared by {parts}")
     with torch.device("meta"):  # what does not fit together shall not be found out after the data were prepared
-        build_model(args, num_classes=1)
+        build_network(args, num_classes=1)
     check_has_data(args.data_root)
     data = AFHQDataModule(
         args.data_root,

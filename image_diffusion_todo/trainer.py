@@ -44,13 +44,13 @@ LOG_EVERY = 50  # steps that share a row of stats.csv; their losses are read fro
 COLUMNS = ("step", "loss", "learning_rate", "images_per_second")  # of stats.csv
 
 
-def build_model(args: argparse.Namespace, num_classes: int) -> DiffusionModule:
-    """The model that the flags of train.py describe.
+def build_network(args: argparse.Namespace, num_classes: int) -> UNet:
+    """The network that the flags of train.py describe.
 
     Raises:
-        ValueError: for settings that do not fit together.
+        UserError: for settings that do not fit together.
     """
-    network = UNet(
+    return UNet(
         T=args.num_diffusion_train_timesteps,
         image_resolution=args.image_resolution,
         ch=args.ch,
@@ -62,6 +62,11 @@ def build_model(args: argparse.Namespace, num_classes: int) -> DiffusionModule:
         cfg_dropout=args.cfg_dropout,
         num_classes=num_classes if args.use_cfg else None,
     )
+
+
+def build_model(args: argparse.Namespace, num_classes: int) -> DiffusionModule:
+    """The model that the flags of train.py describe."""
+    network = build_network(args, num_classes)
     schedule = DDPMScheduler(args.num_diffusion_train_timesteps, args.beta_1, args.beta_T, args.mode)
     return around(network, schedule, args)
 
