@@ -1,51 +1,42 @@
-"""Why the noise, x0 and mean predictors are not equally good, drawn from the schedules alone and from trained models.
+"""Why the noise, x0 and mean predictors differ in quality: figures of the schedules and of the errors of models.
 
     python report/explain_predictors.py
     python report/explain_predictors.py --ckpt_path RUN/last.ckpt OTHER/last.ckpt --data_root DIR
 
-Without checkpoints it draws, for each schedule and timestep,
+Without checkpoints, it plots for each schedule and timestep
 
-- how much of the target the network must add to a multiple of its input. For data of variance 1, the best multiple of
-  x_t leaves of the noise a part of size sqrt(alpha-bar), of x_0 sqrt(1 - alpha-bar), and of the mean the same times the
-  coefficient of x_0 in eq. 7: a hundredth or less. A network that copies its input is already almost right about the
-  mean, and what it has to learn is lost in what it has to copy;
-- how much the plain mean of squares weighs a squared error of the implied x_0 (see `DDPMScheduler.loss_weight`).
+- the residual of the target after its best multiple of x_t is subtracted: what the network must add to a copy of its
+  input. For data of variance 1 it has the standard deviation sqrt(alpha-bar) for the noise and sqrt(1 - alpha-bar) for
+  x_0; for the mean, that of x_0 times the coefficient of x_0 in eq. 7, at most 0.01: a copy of the input is
+  almost right, and the useful signal is a small residual;
+- the weight that the plain loss gives to a squared error of the implied x_0 (see `prediction.loss_weights`).
 
-With checkpoints it also draws their errors, all in one currency: the error of the implied x_0 and of the implied noise,
-each as a root mean square, on validation images at 40 timesteps. The numbers go to a table.
+With checkpoints, it also plots the errors of the implied x_0 and of the implied noise, which are comparable between
+predictors: root mean squares over validation images, at 40 timesteps. They go to tables/predictor_errors.csv as well.
 """
 
 import argparse
-import csv
-import sys
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "image_diffusion_todo"))
-
-from cli import ArgumentParser, exit_on_user_error, int_range
+import common
+from cli import ArgumentParser, UserError, exit_on_user_error, int_range
 from data_folder import check_has_data
 from dataset import AFHQDataModule
 from model import DiffusionModule
 from prediction import loss_weights, to_x0_and_eps
 from scheduler import MODES, PREDICTORS, DDPMScheduler
 
-WIDTH = 6.3  # inches of the drawings, 16 cm: the text on a page
-plt.rcParams.update({"font.size": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7})
 STYLES = {"noise": "-", "x0": "--", "mean": ":"}
+COLUMNS = ("model", "t", "error_of_x0", "error_of_noise")
 
 
-def new_part(scheduler: DDPMScheduler, predictor: str) -> np.ndarray:
-    """The size of what the best multiple of x_t leaves of the target, for data of variance 1; float64 [T]."""
+def residual(scheduler: DDPMScheduler, predictor: str) -> np.ndarray:
+    """The standard deviation of what the best multiple of x_t leaves of the target, for data of variance 1; [T]."""
     alpha_bar = scheduler.alphas_cumprod.double()
     of_x0 = (1 - alpha_bar).sqrt()
     sizes = {"noise": alpha_bar.sqrt(), "x0": of_x0, "mean": scheduler.posterior_mean_coef_x0.double() * of_x0}
@@ -53,42 +44,37 @@ def new_part(scheduler: DDPMScheduler, predictor: str) -> np.ndarray:
 
 
 def weight_on_x0(scheduler: DDPMScheduler, predictor: str) -> np.ndarray:
-    """How much the predictor's plain loss weighs a squared error of x_0; float64 [T], the largest is 1."""
-    # The weights that turn the loss into one that weighs all by SNR: SNR / k^2.
+    """The plain loss's weight on a squared error of x_0, divided by its maximum over t; [T]."""
+    # loss_weights("snr") turns the plain loss into one that weights errors of x_0 by SNR.
     alpha_bar = scheduler.alphas_cumprod.double()
     weight = (alpha_bar / (1 - alpha_bar)) / loss_weights("snr", predictor, scheduler).double()
     return (weight / weight.max()).numpy()
 
 
-def draw_schedules(T: int, path: Path) -> None:
+def draw_schedules(T: int) -> plt.Figure:
     """Both quantities for all schedules and predictors."""
-    fig, axes = plt.subplots(2, 3, figsize=(WIDTH, 3.7), sharex=True, sharey="row")
-    for column, mode in enumerate(MODES):
+    fig, axes = plt.subplots(2, 3, figsize=(common.WIDTH, 3.7), sharex=True, sharey="row", layout="constrained")
+    for (top, bottom), mode in zip(axes.T, MODES, strict=True):
         scheduler = DDPMScheduler(T, 1e-4, 0.02, mode)
-        for predictor in PREDICTORS:
-            for row, quantity in enumerate((new_part, weight_on_x0)):
-                curve = quantity(scheduler, predictor)
-                axes[row, column].plot(curve, STYLES[predictor], color="black", linewidth=1.2, label=predictor)
-                axes[row, column].set_yscale("log")
-                axes[row, column].grid(alpha=0.3)
-        axes[0, column].set_title(f"{mode} schedule")
-        axes[1, column].set_xlabel("timestep t")
-    axes[0, 0].set_ylabel("part of the target that is\nnot a multiple of $x_t$")
-    axes[1, 0].set_ylabel("weight of an error of $x_0$\nin the plain loss")
-    axes[1, 0].set_ylim(1e-6, 2)
+        for ax, quantity in ((top, residual), (bottom, weight_on_x0)):
+            for predictor in PREDICTORS:
+                ax.plot(quantity(scheduler, predictor), STYLES[predictor], color="black", label=predictor)
+            ax.set_yscale("log")
+            ax.grid()
+        top.set_title(f"{mode} schedule")
+        bottom.set_xlabel("timestep t")
+    axes[0, 0].set_ylabel("residual of the target after\nits best multiple of $x_t$")
+    axes[1, 0].set(ylabel="weight of an error of $x_0$\nin the plain loss", ylim=(1e-6, 2))
     axes[0, 0].legend(loc="lower left")
-    fig.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=220)
-    plt.close(fig)
+    return fig
 
 
 @torch.no_grad()
 def errors_of(ddpm: DiffusionModule, images: torch.Tensor, timesteps: list[int]) -> list[tuple[int, float, float]]:
-    """Root mean square errors of the implied x_0 and noise.
+    """Root mean square errors of the implied x_0 and noise, without class labels.
 
     Args:
-        ddpm: the model; labels are not given.
+        ddpm: the model.
         images: clean images [N, 3, H, W] in [-1, 1].
         timesteps: where to measure.
 
@@ -100,39 +86,28 @@ def errors_of(ddpm: DiffusionModule, images: torch.Tensor, timesteps: list[int])
     for t in tqdm(timesteps, desc="errors", unit="timestep", leave=False):
         eps = torch.randn(images.shape, generator=generator)
         x_t, _ = ddpm.var_scheduler.add_noise(images, t, eps)
-        net_out = torch.cat([ddpm.predict(part, t) for part in x_t.split(64)])
-        x_0, implied_eps = to_x0_and_eps(net_out, x_t, t, ddpm.predictor, ddpm.var_scheduler)
-        rms = [(a - b).square().mean().sqrt().item() for a, b in ((x_0, images), (implied_eps, eps))]
+        output = torch.cat([ddpm.predict(part, t) for part in x_t.split(64)])
+        implied = to_x0_and_eps(output, x_t, t, ddpm.predictor, ddpm.var_scheduler)
+        rms = [(a - b).square().mean().sqrt().item() for a, b in zip(implied, (images, eps), strict=True)]
         results.append((t, *rms))
     return results
 
 
-def name_of(ddpm: DiffusionModule) -> str:
-    """What tells a model from the others."""
-    return f"{ddpm.var_scheduler.config['mode']}, {ddpm.predictor}, {ddpm.parametrization}"
-
-
-def draw_errors(results: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
-    """The errors of models, in both currencies."""
-    fig, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.7), sharex=True)
-    for name, rows in results.items():
-        _, predictor, parametrization = name.split(", ")
-        direct = parametrization == "direct"
-        look = {
-            "color": "black" if direct else "0.6",
-            "linewidth": 1.2 if direct else 2.5,
-            "zorder": 2 if direct else 1,
-        }
-        t, *errors = zip(*rows, strict=True)
-        for ax, error in zip(axes, errors, strict=True):
+def draw_errors(rows: list[dict[str, object]]) -> plt.Figure:
+    """The errors of models over t, from the rows of the table; preconditioned models as broad grey lines."""
+    fig, axes = plt.subplots(1, 2, figsize=(common.WIDTH, 2.7), sharex=True, layout="constrained")
+    for ax, column, what in zip(axes, COLUMNS[2:], ("$x_0$", "noise"), strict=True):
+        for name in dict.fromkeys(row["model"] for row in rows):
+            _, predictor, parametrization = name.split(", ")
+            look = dict(color="black", linewidth=1.2, zorder=2)
+            if parametrization != "direct":
+                look = dict(color="0.6", linewidth=2.5, zorder=1)
+            t, error = zip(*((int(row["t"]), float(row[column])) for row in rows if row["model"] == name), strict=True)
             ax.plot(t, error, STYLES[predictor], label=name, **look)
-    for ax, what in zip(axes, ("$x_0$", "noise"), strict=True):
         ax.set(xlabel="timestep t", ylabel=f"error of the implied {what}", yscale="log")
-        ax.grid(alpha=0.3)
+        ax.grid()
     axes[0].legend()
-    fig.tight_layout()
-    fig.savefig(path, dpi=220)
-    plt.close(fig)
+    return fig
 
 
 def main() -> None:
@@ -140,37 +115,30 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--ckpt_path", type=Path, nargs="+", default=[], metavar="FILE", help="trained models to measure")
-    add("--data_root", type=Path, default=ROOT / "image_diffusion_todo/data/afhq", metavar="DIR", help="their data")
+    add("--data_root", type=Path, default=common.PROGRAMS / "data/afhq", metavar="DIR", help="their data")
     add("--images", type=int_range(1), default=128, metavar="N", help="validation images of a class (default: 128)")
-    add("--out", type=Path, default=ROOT / "report", metavar="DIR", help="gets figures/ and tables/ (default: report)")
+    what = "gets figures/ and tables/ (default: report)"
+    add("--out", type=Path, default=common.ROOT / "report", metavar="DIR", help=what)
     args = parser.parse_args()
     with exit_on_user_error():
         if args.ckpt_path:
             check_has_data(args.data_root)
-        draw_schedules(1000, args.out / "figures/predictors.png")
-        print(args.out / "figures/predictors.png")
-        results = {}
+        common.write(args.out / "figures/predictors.png", draw_schedules(1000))
+        rows = []
         for path in args.ckpt_path:
-            ddpm = DiffusionModule(None, None).eval()
-            ddpm.load(path)
-            if name_of(ddpm) in results:
-                raise ValueError(f"argument --ckpt_path: {path} is a second model of {name_of(ddpm)}: one of each")
+            ddpm = common.load_model(path)
+            name = f"{ddpm.var_scheduler.config['mode']}, {ddpm.predictor}, {ddpm.parametrization}"
+            if any(row["model"] == name for row in rows):
+                raise UserError(f"argument --ckpt_path: {path} is a second model of {name}")
             size = ddpm.image_resolution
             data = AFHQDataModule(args.data_root, max_num_images_per_cat=args.images, image_resolution=size)
             images = torch.stack([image for image, _ in data.val_ds])
-            T = ddpm.var_scheduler.num_train_timesteps
-            timesteps = sorted({round(t) for t in np.linspace(0, T - 1, 40)})
-            results[name_of(ddpm)] = errors_of(ddpm, images, timesteps)
-        if results:
-            draw_errors(results, args.out / "figures/predictor_errors.png")
-            table = args.out / "tables/predictor_errors.csv"
-            table.parent.mkdir(parents=True, exist_ok=True)
-            with table.open("w", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(["model", "t", "error_of_x0", "error_of_noise"])
-                for name, rows in results.items():
-                    writer.writerows([name, t, f"{a:.5g}", f"{b:.5g}"] for t, a, b in rows)
-            print(args.out / "figures/predictor_errors.png", table, sep="\n")
+            timesteps = sorted({round(t) for t in np.linspace(0, ddpm.var_scheduler.num_train_timesteps - 1, 40)})
+            for t, *errors in errors_of(ddpm, images, timesteps):
+                rows.append(dict(zip(COLUMNS, (name, t, *(f"{error:.5g}" for error in errors)), strict=True)))
+        if rows:
+            common.write(args.out / "figures/predictor_errors.png", draw_errors(rows))
+            common.write(args.out / "tables/predictor_errors.csv", rows)
 
 
 if __name__ == "__main__":

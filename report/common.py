@@ -1,0 +1,110 @@
+"""What the programs of report/ share: Task 2's modules on the path, its programs, tables, and the look of figures."""
+
+import asyncio
+import csv
+import io
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = ROOT / "image_diffusion_todo"
+sys.path.insert(0, str(PROGRAMS))
+
+from atomic import atomic_write
+from cli import UserError
+from model import DiffusionModule
+
+FORMS = {"direct": "none", "preconditioned": "min-snr"}  # the two parametrizations compared, each with its loss weight
+
+WIDTH = 6.3  # inches: the 16 cm of text on a page
+DPI = 175
+plt.rcParams.update(
+    {
+        "font.size": 8,
+        "axes.titlesize": 8,
+        "legend.fontsize": 7,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "lines.linewidth": 1.2,
+        "svg.hashsalt": "ddpm",  # the same drawing gives the same bytes
+        "grid.alpha": 0.3,
+        "grid.linewidth": 0.5,
+    }
+)
+
+
+async def run_program(name: str, *arguments: object, cwd: Path | None = None) -> None:
+    """Run one of Task 2's programs; a cancelled one is interrupted as by Ctrl-C, and may save before it ends.
+
+    Raises:
+        UserError: when it fails; it has printed why.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        PROGRAMS / name,
+        *map(str, arguments),
+        cwd=cwd,
+        stdout=asyncio.subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C in a terminal goes to this process alone, which passes it on once
+    )
+    try:
+        code = await process.wait()
+    except asyncio.CancelledError:
+        process.send_signal(signal.SIGINT)
+        await process.wait()
+        raise
+    if code:
+        raise UserError(f"{name} failed with exit code {code}")
+
+
+def load_model(path: Path, weights: str = "ema") -> DiffusionModule:
+    """The model of a checkpoint, in eval mode on the CPU."""
+    ddpm = DiffusionModule(None, None).eval()
+    ddpm.load(path, weights)
+    return ddpm
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file; none if there is no file.
+
+    Raises:
+        UserError: if its columns are not these.
+    """
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            rows, names = list(table), table.fieldnames
+    except (UnicodeDecodeError, csv.Error):
+        names = None
+    if names != list(columns):
+        raise UserError(f"{path} is not a table with the columns {', '.join(columns)}")
+    return rows
+
+
+def write(path: Path, content: bytes | plt.Figure | list[dict[str, object]]) -> None:
+    """Write a file, a figure (SVG or PNG, by the suffix) or the rows of a CSV table; its folder is made."""
+    if isinstance(content, plt.Figure):
+        figure, file = content, io.BytesIO()
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(file, format=path.suffix[1:], dpi=DPI, metadata=metadata)
+        plt.close(figure)
+        content = file.getvalue()
+    elif isinstance(content, list):
+        text = io.StringIO()
+        table = csv.DictWriter(text, content[0], lineterminator="\n")
+        table.writeheader()
+        table.writerows(content)
+        content = text.getvalue().encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(content)

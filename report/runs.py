@@ -1,0 +1,206 @@
+"""Training runs for the figures: reading them, choosing between them, and finding the one behind the best FID."""
+
+import csv
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+import common
+from checkpoint import read_checkpoint
+from cli import UserError, one_line
+from images import list_images
+from prediction import LOSS_WEIGHTS, PARAMETRIZATIONS
+from sampling import SETTINGS_KEY, model_hash
+from scheduler import MODES, PREDICTORS
+
+Key = tuple[str, str, str, str]  # mode, predictor, parametrization, loss weight
+KEY = ("mode", "predictor", "parametrization", "loss_weight")
+OLD_CONFIG = {"parametrization": "direct", "loss_weight": "none", "use_cfg": False}  # of runs before these flags
+# What two distances must share to be compared.
+SAME = ("name", "gt_synthetic", "gt_images", "gt_sizes", "gen_images", "weights_sha256")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or unfinished run of train.py."""
+
+    folder: Path
+    config: dict[str, Any]
+    row: dict[str, object]  # of the table of runs
+    losses: list[tuple[int, float]]  # (step, mean since the row before)
+
+    @property
+    def key(self) -> Key:
+        """The combination that this is a run of."""
+        return tuple(self.config[name] for name in KEY)
+
+    @property
+    def step(self) -> int:
+        """Training steps of last.ckpt."""
+        return self.row["steps"]
+
+
+def read_run(folder: Path) -> Run:
+    """The run in a folder.
+
+    Raises:
+        OSError, ValueError, KeyError: if it is incomplete or damaged.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "drawn_faces" in config:  # its name in older runs
+        config["synthetic_faces"] = config.pop("drawn_faces")
+    config = OLD_CONFIG | config
+    with (folder / "stats.csv").open(newline="", encoding="utf-8") as file:
+        losses = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+    if not losses:
+        raise UserError("no losses in stats.csv yet")
+    checkpoint = read_checkpoint(folder / "last.ckpt")
+    row = {
+        **{name: config[name] for name in KEY},
+        "seed": config["seed"],
+        "steps": checkpoint["training"]["step"],
+        "batch_size": config["batch_size"],
+        "image_resolution": config["image_resolution"],
+        "ch": config["ch"],
+        "T": config["num_diffusion_train_timesteps"],
+        "num_images": config["num_images"],
+        "classes": " ".join(config["classes"]),
+        "synthetic_faces": config["synthetic_faces"],
+        "last_loss": f"{losses[-1][1]:.6f}",
+        "weights": sum(weight.numel() for weight in checkpoint["state_dict"].values()),
+    }
+    return Run(folder, config, row, losses)
+
+
+def find_runs(folders: Iterable[Path]) -> list[Run]:
+    """All runs anywhere below some folders; those that cannot be read are named on stdout."""
+    found = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"argument --runs: {folder} is not a folder")
+        found |= {path.parent.resolve(): path.parent for path in folder.rglob("config.json")}
+    runs = []
+    for folder in tqdm(sorted(found.values()), desc="reading runs", unit="run", leave=False):
+        try:
+            runs.append(read_run(folder))
+        except (OSError, ValueError, KeyError) as error:
+            reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            tqdm.write(one_line(f"left out: {folder}: {reason}"))
+    return runs
+
+
+def choose_runs(runs: Iterable[Run]) -> dict[Key, Run]:
+    """One run of each combination, in the order of the tables: the one with the most steps, of these the newest."""
+
+    def rank(run: Run) -> tuple:
+        # Folders are named MM-DD-HHMMSS, with -2, -3, ... where that was taken.
+        return run.step, [int(number) for number in re.findall(r"\d+", run.folder.name)], str(run.folder)
+
+    chosen = {run.key: run for run in sorted(runs, key=rank) if not run.config["use_cfg"]}
+    order = itertools.product(PARAMETRIZATIONS, LOSS_WEIGHTS, PREDICTORS, MODES)
+    keys = [(mode, predictor, *form) for *form, predictor, mode in order]
+    return {key: chosen[key] for key in keys if key in chosen}
+
+
+def flags_of(key: Key) -> str:
+    """The flags of train.py for a combination."""
+    return " ".join(
+        f"--{name} {value}"
+        for name, value in zip(KEY, key, strict=True)
+        if name not in OLD_CONFIG or value != OLD_CONFIG[name]
+    )
+
+
+def read_distances(files: Iterable[Path]) -> list[dict[str, Any]]:
+    """The results that fid/measure_fid.py --json wrote, each with its "file".
+
+    Raises:
+        OSError, UserError: for other files, or distances that cannot be compared.
+    """
+    results = []
+    for path in files:
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            result = {name: result[name] for name in (*SAME, "distance", "gen_dir", "gen_sizes")} | {"file": path}
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"argument --fid: {path} was not written by fid/measure_fid.py --json") from None
+        results.append(result)
+        for name in SAME:
+            if result[name] != results[0][name]:
+                values = " and ".join(f"{r[name]} in {r['file']}" for r in (results[0], result))
+                raise UserError(f"argument --fid: these distances cannot be compared: {name} is {values}")
+    return results
+
+
+def settings_of(folder: Path, count: int) -> dict[str, Any]:
+    """The settings that sampling.py left in each of the `count` images of a folder."""
+    settings = set()
+    for file in list_images(folder):
+        with Image.open(file) as image:
+            settings.add(image.info.get(SETTINGS_KEY))
+    if len(list_images(folder)) != count or len(settings) != 1 or None in settings:
+        raise UserError(f"{folder} does not hold the {count} images of one call of sampling.py")
+    return json.loads(settings.pop())
+
+
+def best_of(
+    results: Sequence[dict[str, Any]], samples: Sequence[Path], runs: Iterable[Run]
+) -> tuple[dict[str, object], Path]:
+    """All that is known about the lowest distance, and the folder of its samples.
+
+    Samples name the hash of their model, and the run is the one whose checkpoint has this hash.
+
+    Args:
+        results: see `read_distances`.
+        samples: the folder of each result's samples, or empty: where they were when they were measured.
+        runs: see `find_runs`.
+
+    Raises:
+        OSError, UserError: if the samples or the run cannot be found.
+    """
+    best = min(range(len(results)), key=lambda i: results[i]["distance"])
+    result = results[best]
+    measured = Path(result["gen_dir"])
+    folders = [samples[best]] if samples else [measured, common.PROGRAMS / measured]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        raise UserError(f"{result['file']}: its samples are not in {folders[0]}: name their folder with --samples")
+    settings = settings_of(folder, result["gen_images"])
+    candidates = itertools.product(tqdm(runs, desc="looking for the best model", leave=False), ("ema", "last"))
+    for run, weights in candidates:
+        if model_hash(common.load_model(run.folder / "last.ckpt", weights)) == settings["model"]:
+            return _best_row(result, settings, run, weights), folder
+    raise UserError(
+        f"argument --runs: no run there has the model {settings['model']} of {folder}; "
+        "if it was trained further, sample and measure again"
+    )
+
+
+def _best_row(result: dict[str, Any], settings: dict[str, Any], run: Run, weights: str) -> dict[str, object]:
+    of_sampling = "sample_method", "num_inference_steps", "eta", "cfg_scale"
+    of_training = "learning_rate", "ch_mult", "attn", "num_res_blocks", "dropout", "hflip", "ema_decay"
+    of_training += "beta_1", "beta_T", "use_cfg", "max_num_images_per_cat"
+    row = {
+        "name": result["name"],
+        "distance": f"{result['distance']:.4f}",
+        "samples": result["gen_images"],
+        "samples_size": result["gen_sizes"],
+        "real_images": result["gt_images"],
+        "real_size": result["gt_sizes"],
+        "real_are_synthetic": result["gt_synthetic"],
+        "averaged_weights": weights == "ema",
+        **{name: settings.get(name) for name in of_sampling},
+        "sample_seed": settings["seed"],
+        "run": run.folder.resolve().name,
+        **run.row,
+        **{name: run.config.get(name) for name in of_training},
+    }
+    lists = {name: " ".join(map(str, value)) for name, value in row.items() if isinstance(value, list)}
+    return {name: value for name, value in (row | lists).items() if value is not None}
