@@ -1,5 +1,4 @@
-# `make demo` and `make test` need Python 3.10 or newer and nothing else: they build .venv on the
-# first call and leave it alone afterwards, until the requirements change.
+# All targets need Python 3.10 or newer. The first call builds .venv; later calls use it until the requirements change.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -10,30 +9,31 @@ PY     := $(VENV)/bin/python
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed  ## both tasks in small: the Swiss roll, then drawn animal faces (minutes)
+demo: $(VENV)/.installed  ## both tasks in small: the Swiss roll, then synthetic animal faces (minutes)
 	$(PY) report/demo.py
 
-bench: $(VENV)/.installed  ## measure the levers of speed in small (minutes)
+bench: $(VENV)/.installed  ## benchmark training and FID in small (minutes)
 	$(PY) benchmarks/training.py
 	$(PY) benchmarks/fid.py --dims 192 --real 300 --generated 100
 
-report: $(VENV)/.installed-dev  ## build report/report.pdf; AUTHOR="..." puts a name on it
+report: $(VENV)/.installed-dev  ## build report/report.pdf and the READMEs' tables; AUTHOR="..." puts a name on it
 	$(PY) report/build.py --author "$(AUTHOR)"
+	$(PY) report/doc_tables.py
 
-submission: report  ## what the lab wants handed in: make submission ID=412551014
+submission: report  ## make the zip to hand in: make submission ID=412551014
 	$(PY) report/submission.py --id "$(ID)"
 
 test: $(VENV)/.installed-dev  ## run the tests
 	$(PY) -m pytest
 
-test-all: $(VENV)/.installed-dev  ## run the tests, the slow ones too
+test-all: $(VENV)/.installed-dev  ## run all tests, including the slow ones
 	$(PY) -m pytest -m ''
 
 lint: $(VENV)/.installed-dev  ## check style and formatting
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-format: $(VENV)/.installed-dev  ## mend style and formatting
+format: $(VENV)/.installed-dev  ## fix style and formatting
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 

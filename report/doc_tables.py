@@ -1,0 +1,186 @@
+"""Fill in the tables of the READMEs, from report/tables/ and from the pages of the report.
+
+    python report/doc_tables.py            # or: make report
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`, where NAME is a function of this file.
+"""
+
+import csv
+import json
+import re
+import sys
+from itertools import groupby
+from pathlib import Path
+from statistics import mean, mode
+
+REPORT = Path(__file__).resolve().parent
+sys.path.insert(0, str(REPORT))
+
+import build
+
+DOCUMENTS = [REPORT.parent / name for name in ("README.md", "report/README.md", "benchmarks/README.md")]
+# The figures and tables of report.typ that each program makes.
+MADE_BY = {
+    "../2d_plot_diffusion_todo/ddpm_tutorial.py": "q-sample roll",
+    "swiss_roll_choices.py": "ablation",
+    "figures.py": "schedules trajectories trajectories-preconditioned samples losses samples-preconditioned settings "
+    "best-samples",
+    "study.py": "study",
+    "explain_predictors.py": "why errors",
+    "sampling_steps.py": "steps",
+}
+MODES, PREDICTORS = ("linear", "quad", "cosine"), ("noise", "x0", "mean")
+Rows = list[list[str]]
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """The rows of report/tables/NAME.csv."""
+    with (REPORT / f"tables/{name}.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def load(name: str) -> dict | list:
+    """What report/tables/NAME.json holds."""
+    return json.loads((REPORT / f"tables/{name}.json").read_text(encoding="utf-8"))
+
+
+def study(form: str, sampler: str, schedule: str, *predictors: str) -> float | None:
+    """The mean FID-768 of the study's runs of such settings, with its usual number of steps in bf16."""
+    rows = [row for row in read("study") if row["precision"] == "bf16"]
+    wanted = (form, sampler, schedule, mode(row["steps"] for row in rows))
+    rows = [row for row in rows if (row["parametrization"], row["sampler"], row["mode"], row["steps"]) == wanted]
+    values = [float(row["fid768"]) for row in rows if row["predictor"] in predictors]
+    return mean(values) if values else None
+
+
+def results() -> Rows:
+    """The results in short, with their limits."""
+    seeds = [float(row["chamfer"]) for row in read("swiss_roll_seeds")]
+    best = {row["key"]: row["value"] for row in read("best")}
+    real, noise = (float(row["distance"]) for row in read("cats_cpu_sampling")[:2])
+    baseline = [study("direct", "ddpm", schedule, name) for schedule in MODES for name in PREDICTORS]
+    other = [study("preconditioned", "ddpm", schedule, *PREDICTORS) for schedule in MODES]
+    small, lab = (1 / load(name)["results"][0]["table"][-1]["times_plain"] for name in ("speed_cpu", "speed_cpu_full"))
+    return [
+        ["measurement", "result", "for comparison", "limits"],
+        [
+            "Swiss roll, Chamfer distance",
+            f"{mean(seeds):.2f} (at most {max(seeds):.2f})",
+            f"{load('swiss_roll')['floor']:.2f} between target points; full marks below 20",
+            f"{len(seeds)} seeds, the lab's hyper-parameters",
+        ],
+        [
+            f"Cats, {best['name']}",
+            f"{float(best['distance']):.2f}",
+            f"{real:.2f} for real cats, {noise:.2f} for noise",
+            f"{best['samples']} samples of {best['samples_size']}; {int(best['weights']):,} weights, cats only, CPU",
+        ],
+        [
+            "3 schedules x 3 predictors, FID-768",
+            f"{min(other):.2f} to {max(other):.2f} preconditioned",
+            f"{min(baseline):.2f} to {max(baseline):.2f} as the lab trains them",
+            "2000 steps, 32x32, CPU",
+        ],
+        [
+            "Time of a training step",
+            f"{small:.2f} (small network), {lab:.2f} (the lab's)",
+            "1 for a plain loop",
+            "two CPU cores, bfloat16; no GPU measured",
+        ],
+        ["FID on the lab's scale, 64x64, 3 classes", "not measured", "full marks below 15", "needs a GPU"],
+    ]
+
+
+def ablation() -> Rows:
+    """What each choice of Task 1 contributes."""
+    rows = [["choice", "Chamfer distance, mean", "range", "seeds"]]
+    for variant, group in groupby(read("swiss_roll_choices"), lambda row: row["variant"]):
+        values = [float(row["chamfer"]) for row in group]
+        rows.append([variant, f"{mean(values):.2f}", f"{min(values):.2f} to {max(values):.2f}", str(len(values))])
+    return rows
+
+
+def predictors() -> Rows:
+    """FID-768 by schedule and predictor, with all T steps / with 20 of DPM-Solver++."""
+    rows = [["schedule", *PREDICTORS, "preconditioned, min-SNR: all three"]]
+    for schedule in MODES:
+        row = [schedule]
+        for form, names in [*(("direct", (name,)) for name in PREDICTORS), ("preconditioned", PREDICTORS)]:
+            values = [study(form, sampler, schedule, *names) for sampler in ("ddpm", "dpm")]
+            row.append(" / ".join("–" if value is None else f"{value:.2f}" for value in values))
+        rows.append(row)
+    return rows
+
+
+def samplers() -> Rows:
+    """FID-768 by sampler and number of network evaluations."""
+    rows = [["images", "NFE", "number", "FID-768"]]
+    for row in read("cats_cpu_sampling"):
+        rows.append([row["sample_method"], row["steps"], row["images"], f"{float(row['distance']):.2f}"])
+    return rows
+
+
+def pages() -> Rows:
+    """What each program contributes to the report, and where."""
+    places = {place["label"]: place for place in json.loads(build.build(query="<places>"))}
+    rows = [["program", "in the report"]]
+    for program, labels in MADE_BY.items():
+        found = [f"{places[label]['name']} (page {places[label]['page']})" for label in labels.split()]
+        rows.append([f"`{program}`", ", ".join(found)])
+    return rows
+
+
+def speed() -> Rows:
+    """The time of a training step, optimisation by optimisation."""
+    tables = [load(name)["results"][0]["table"] for name in ("speed_cpu", "speed_cpu_full")]
+    names = [f"{network}: {name}" for network in ("small", "the lab's") for name in ("images/s", "speed-up", "spread")]
+    rows = [["", *names]]
+    for pair in zip(*tables, strict=True):
+        cells = [[f"{r['images_per_second']:.3g}", f"{r['times_plain']:.2f}", f"{r['spread']:.0%}"] for r in pair]
+        rows.append([pair[0]["row"], *cells[0], *cells[1]])
+    return rows
+
+
+def cost() -> Rows:
+    """Hours of 100,000 steps with their pictures, extrapolated."""
+    rows = [["network", "batch", "plain loop, hours", "`train.py`, hours"]]
+    for network, name in (("small, 32x32", "speed_cpu"), ("the lab's, 64x64", "speed_cpu_full")):
+        result = load(name)["results"][0]
+        hours = result["hours_for_100k_steps_with_pictures"]
+        rows.append([network, str(result["batch_size"]), f"{hours['plain']:.3g}", f"{hours['train.py']:.3g}"])
+    return rows
+
+
+def memory() -> Rows:
+    """Peak memory of a training step."""
+    rows = [["images", "batch", "kept, GiB", "recomputed, GiB", "time, recomputed / kept"]]
+    for row in [*load("memory_cpu"), *load("memory_cpu_large")]:
+        size, cells = row["image_resolution"], list(row.values())[-3:]
+        rows.append([f"{size}x{size}", str(row["batch_size"]), *(f"{cell:.2f}" for cell in cells)])
+    return rows
+
+
+def fid() -> Rows:
+    """Our FID program against pytorch-fid."""
+    rows = [["", "pytorch-fid, s", "here, s", "speed-up", "relative difference"]]
+    for row in load("fid_cpu")["rows"]:
+        seconds = [f"{row[program]['median']:.3g}" for program in ("pytorch_fid", "ours")]
+        rows.append([row["what"], *seconds, f"{row['speedup']:.3g}", f"{row['relative_difference']:.1e}"])
+    return rows
+
+
+def filled(text: str) -> str:
+    """A document with its tables generated."""
+
+    def table(match: re.Match) -> str:
+        first, *rows = globals()[match[2]]()
+        lines = ["| " + " | ".join(row) + " |" for row in (first, ["---"] * len(first), *rows)]
+        return "\n".join([match[1], *lines, match[3]])
+
+    return re.sub(r"(<!-- table (\w+) -->)\n.*?(<!-- end -->)", table, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    with build.exit_on_user_error():
+        for path in DOCUMENTS:
+            path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
