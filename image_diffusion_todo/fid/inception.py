@@ -1,6 +1,9 @@
-"""The Inception network that turns images into features: pytorch-fid's, with its weights file.
+"""The two Inception networks that turn images into features, with their weights files.
 
-Features are float32 and those of `python -m pytorch_fid`: the output of one of four layers, averaged over the image.
+- `lab`: trained to tell AFHQ's three classes apart, on images at 256x256. The lab's marks are on its scale. The file
+  comes with the lab's skeleton.
+- `pytorch-fid`: trained on ImageNet; its features are those of `python -m pytorch_fid`, the output of one of four
+  layers, averaged over the image. The file is downloaded.
 """
 
 import hashlib
@@ -14,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pytorch_fid import inception as pytorch_fid
 from torch import nn
+from torchvision.models import inception_v3
 from tqdm import tqdm
 
 from cli import UserError
@@ -23,58 +28,126 @@ from images import read_image
 
 WIDTHS = tuple(pytorch_fid.InceptionV3.BLOCK_INDEX_BY_DIM)  # 64, 192, 768, 2048
 STANDARD_WIDTH = 2048  # the last layer, whose distance is called FID
-RESOLUTION = 299  # to which the network resizes its input
+NETWORKS = ("auto", "lab", "pytorch-fid")
+LAB_WEIGHTS = Path(__file__).resolve().with_name("afhq_inception_v3.ckpt")
 
 
-class PytorchFidInception(nn.Module):
-    """pytorch-fid's network up to the layer that has `dims` features, ready to measure.
+class FeatureNetwork:
+    """A network that is ready to measure, with what identifies it."""
 
-    The weights (about 90 MB) are downloaded if they are not there.
+    name: str  # of `--network`
+
+    def __init__(self, network: nn.Module, weights: Path, dims: int, device: torch.device | str):
+        torch.backends.cudnn.allow_tf32 = False  # which keeps 10 bits in convolutions, and moves the distance
+        # Channels last: the same sums, about 1.3 times as fast on CPUs.
+        self.network = network.eval().to(device, memory_format=torch.channels_last)
+        self.weights, self.weights_sha256 = weights, hashlib.sha256(weights.read_bytes()).hexdigest()
+        self.dims, self.device = dims, device
+
+    def read(self, file: Path) -> torch.Tensor:
+        """The pixels of an image file, uint8 [3, H, W]."""
+        return to_tensor(read_image(file))
+
+    def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Images as `read` gives them -> features [B, dims]."""
+        raise NotImplementedError
+
+
+class LabInception(FeatureNetwork):
+    """The lab's network.
 
     Raises:
-        UserError: when the weights file is not what it should be.
-        OSError: when the weights cannot be downloaded; the message says which file to put where.
+        UserError: when its file is missing, or not what it should be.
+    """
+
+    name = "lab"
+    origin = "the file comes with the lab's skeleton, in image_diffusion_todo/fid/"
+    blocks = (
+        ("block1", "Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3"),
+        ("block2", "Conv2d_3b_1x1 Conv2d_4a_3x3"),
+        ("block3", "Mixed_5b Mixed_5c Mixed_5d Mixed_6a Mixed_6b Mixed_6c Mixed_6d Mixed_6e"),
+        ("block4", "Mixed_7a Mixed_7b Mixed_7c"),
+    )
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        if not LAB_WEIGHTS.is_file():
+            raise UserError(f"{LAB_WEIGHTS}: not there; {self.origin}; --network pytorch-fid does without it")
+        layers = {f"{block}.{i}": name for block, names in self.blocks for i, name in enumerate(names.split())}
+        network = inception_v3(weights=None, aux_logits=False, init_weights=False)
+        network.fc = network.dropout = nn.Identity()
+        try:
+            state = {}
+            for name, values in torch.load(LAB_WEIGHTS, map_location="cpu", weights_only=True).items():
+                if not name.startswith("final_fc."):  # the three classes
+                    block, i, rest = name.split(".", 2)
+                    state[f"{layers[f'{block}.{i}']}.{rest}"] = values
+            network.load_state_dict(state)
+        except Exception as error:  # other files make the loader raise nearly anything
+            raise UserError(f"{LAB_WEIGHTS}: not the lab's Inception weights, or damaged; {self.origin}") from error
+        super().__init__(network, LAB_WEIGHTS, STANDARD_WIDTH, device)
+
+    def read(self, file: Path) -> torch.Tensor:
+        """The pixels of an image file at the size that the network was trained on, uint8 [3, 256, 256]."""
+        return to_tensor(read_image(file).resize((256, 256), Image.Resampling.BILINEAR))
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self.network(torch.stack(list(images)).to(self.device) / 127.5 - 1)
+
+
+class PytorchFidInception(FeatureNetwork):
+    """pytorch-fid's network up to the layer that has `dims` features.
+
+    Raises:
+        UserError: when its file is not what it should be.
+        OSError: when it is missing and cannot be downloaded; the message says which file to put where.
     """
 
     name = "pytorch-fid"
 
     def __init__(self, dims: int = STANDARD_WIDTH, device: torch.device | str = "cpu"):
-        super().__init__()
-        self.weights = weights_file()
-        if not self.weights.exists():
-            _download_weights(self.weights)
+        weights = weights_file()
+        if not weights.exists():
+            _download_weights(weights)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about what pytorch-fid calls in torch and torchvision
                 # pytorch-fid unpickles the file. Reading it as mere tensors first shows that it holds no code.
-                torch.load(self.weights, map_location="cpu", weights_only=True)
+                torch.load(weights, map_location="cpu", weights_only=True)
                 network = pytorch_fid.InceptionV3([pytorch_fid.InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
-        except Exception as error:  # the two loaders raise nearly anything for other files
+        except Exception as error:
             raise UserError(
-                f"{self.weights}: not the Inception weights, or damaged; without this file they are downloaded anew"
+                f"{weights}: not the Inception weights, or damaged; without this file they are downloaded anew"
             ) from error
-        self.weights_sha256 = hashlib.sha256(self.weights.read_bytes()).hexdigest()
-        # Channels last: the same sums, about 1.3 times as fast on CPUs.
-        self.network = network.eval().to(device, memory_format=torch.channels_last)
-        self.dims, self.device = dims, device
-        torch.backends.cudnn.allow_tf32 = False  # which keeps 10 bits in convolutions, and moves the distance
-
-    def read(self, file: Path) -> torch.Tensor:
-        """The pixels of an image file, uint8 [3, H, W]."""
-        return torch.from_numpy(np.array(read_image(file))).permute(2, 0, 1)
+        super().__init__(network, weights, dims, device)
 
     @torch.inference_mode()
-    def forward(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Images as `read` gives them -> features [B, dims]."""
+    def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         if len({image.shape for image in images}) == 1:
             batch = torch.stack(list(images)).to(self.device) / 255
         else:  # images of different sizes are resized one by one, as the network would
-            size = (RESOLUTION, RESOLUTION)
-            batch = torch.cat([F.interpolate(x[None].to(self.device) / 255, size, mode="bilinear") for x in images])
+            batch = torch.cat(
+                [F.interpolate(x[None].to(self.device) / 255, (299, 299), mode="bilinear") for x in images]
+            )
         return self.network(batch)[0].mean(dim=(2, 3))
 
 
-def extract_features(files: Sequence[Path], network: nn.Module, batch_size: int = 50, name: str = "") -> np.ndarray:
+def load_network(name: str, dims: int = STANDARD_WIDTH, device: torch.device | str = "cpu") -> FeatureNetwork:
+    """The network that `--network` names; auto is the lab's if its file is there and `dims` are its 2048.
+
+    Raises:
+        UserError, OSError: for weights that are missing or damaged, or `dims` that the lab's network does not have.
+    """
+    if name == "lab" and dims != STANDARD_WIDTH:
+        raise UserError(f"argument --dims: the lab's network has {STANDARD_WIDTH} features, not {dims}")
+    if name == "lab" or (name == "auto" and dims == STANDARD_WIDTH and LAB_WEIGHTS.exists()):
+        return LabInception(device)
+    return PytorchFidInception(dims, device)
+
+
+def extract_features(
+    files: Sequence[Path], network: FeatureNetwork, batch_size: int = 50, name: str = "images"
+) -> np.ndarray:
     """The features of image files, float32 [N, D] in their order.
 
     Raises:
@@ -90,17 +163,21 @@ def extract_features(files: Sequence[Path], network: nn.Module, batch_size: int 
             decoding = pool.map(network.read, following)  # while the network works on `images`
             features.append(network(images).float().cpu().numpy())
             if not np.isfinite(features[-1]).all():
-                width = features[-1].shape[1]
                 raise UserError(
-                    f"{network.weights}: damaged or incomplete, its features of --dims {width} are not finite: "
+                    f"{network.weights}: damaged or incomplete, its features of --dims {network.dims} are not finite: "
                     "fetch it anew, or try smaller --dims"
                 )
             bar.update(len(images))
     return np.concatenate(features)
 
 
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """An RGB image as bytes, uint8 [3, H, W]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
 def weights_file() -> Path:
-    """Where pytorch-fid looks for the network's weights: in PyTorch's hub folder, which TORCH_HOME moves."""
+    """Where pytorch-fid looks for its weights: in PyTorch's hub folder, which TORCH_HOME moves."""
     return Path(torch.hub.get_dir()) / "checkpoints" / pytorch_fid.FID_WEIGHTS_URL.rpartition("/")[2]
 
 
