@@ -33,8 +33,8 @@ def change(path, old, new):
 
 
 def pages(build):
-    """Small pictures of all pages."""
-    return build.build(format="png", ppi=40)
+    """Pictures of all pages."""
+    return build.build(format="svg")
 
 
 def test_listings_are_the_code_without_its_docstrings(build):
