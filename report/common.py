@@ -3,16 +3,20 @@
 import asyncio
 import csv
 import io
+import json
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "image_diffusion_todo"
@@ -65,6 +69,13 @@ async def run_program(name: str, *arguments: object, cwd: Path | None = None) ->
         raise UserError(f"{name} failed with exit code {code}")
 
 
+async def measure(gt_dir: Path, gen_dir: Path, *flags: object) -> dict[str, Any]:
+    """The result of measure_fid.py, which is kept in a JSON file beside `gen_dir`."""
+    result = gen_dir.with_suffix(".json")
+    await run_program("fid/measure_fid.py", gt_dir, gen_dir, *flags, "--json", result)
+    return json.loads(result.read_text())
+
+
 def load_model(path: Path, weights: str = "ema") -> DiffusionModule:
     """The model of a checkpoint, in eval mode on the CPU."""
     ddpm = DiffusionModule(None, None).eval()
@@ -108,3 +119,29 @@ def write(path: Path, content: bytes | plt.Figure | list[dict[str, object]]) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(content)
+
+
+def draw_strips(strips: dict[str, Image.Image], columns: Sequence[str] = (), note: str = "") -> plt.Figure:
+    """Pictures of one size below each other, enlarged by a whole factor, with their names at the left.
+
+    Args:
+        strips: the picture of each name.
+        columns: labels above the pictures, evenly spaced over their width.
+        note: text below the pictures.
+    """
+    size = np.array(next(iter(strips.values())).size)
+    width, height = size * max(1, round(WIDTH * DPI / size[0]))
+    inches = 0.14 + 0.06 * max(map(len, strips)), 0.2 * bool(columns), 0.2 * bool(note)
+    left, top, bottom = np.round(np.array(inches) * DPI)
+    total = np.array([left + width, top + height * len(strips) + bottom])
+    fig = plt.figure(figsize=total / DPI, dpi=DPI)
+    for i, (name, strip) in enumerate(strips.items()):
+        corner = np.array([left, bottom + height * (len(strips) - 1 - i)])
+        ax = fig.add_axes([*corner / total, width / total[0], height / total[1]], frame_on=False)
+        ax.imshow(strip, interpolation="nearest")
+        centres = (np.arange(len(columns)) + 0.5) * size[0] / max(1, len(columns)) - 0.5
+        ax.set_xticks(*(([], []) if i else (centres, columns)))
+        ax.set_yticks([size[1] / 2], [name])
+        ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    fig.text(left / total[0], 0.07 * DPI / total[1], note)
+    return fig

@@ -31,13 +31,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.ticker import LogLocator
-from PIL import Image
 from tqdm import tqdm
 
 import common
 import speed
 from cli import ArgumentParser, exit_on_user_error, int_range, one_line, select_device
-from common import FORMS, WIDTH
+from common import FORMS, WIDTH, draw_strips
 from data_folder import check_writable
 from image_grid import contact_sheet, image_grid, trajectory_frames, trajectory_image
 from runs import Key, Run, best_of, choose_runs, find_runs, flags_of, read_distances
@@ -73,12 +72,13 @@ def draw_schedules(T: int = 1000) -> plt.Figure:
 
 def draw_losses(runs: Sequence[Run]) -> plt.Figure:
     """The losses of runs over their steps, a panel for each predictor and a line for each schedule."""
+    note = _note(runs) and f", {_note(runs)}"
     predictors = [name for name in PREDICTORS if name in {run.config["predictor"] for run in runs}]
     fig, axes = plt.subplots(1, len(predictors), figsize=(WIDTH, 2.1), layout="constrained", squeeze=False)
     for ax, predictor in zip(axes[0], predictors, strict=True):
         for mode, run in ((r.config["mode"], r) for r in runs if r.config["predictor"] == predictor):
             ax.plot(*thinned(run.losses), **STYLES[mode], label=mode, gid=f"{predictor}-{mode}")
-        ax.set(xlabel="step", yscale="log", title=f"{predictor} predictor{_note(runs)}")
+        ax.set(xlabel="step", yscale="log", title=f"{predictor} predictor" + note)
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
@@ -120,33 +120,8 @@ def draw_samples(runs: Sequence[Run], device: torch.device) -> plt.Figure:
     return draw_strips({name: image_grid(images, NUM_SAMPLES) for name, images in grids}, note=_note(runs))
 
 
-def draw_strips(strips: dict[str, Image.Image], columns: Sequence[str] = (), note: str = "") -> plt.Figure:
-    """Pictures of one size below each other, enlarged by a whole factor, with their names at the left.
-
-    Args:
-        strips: the picture of each name.
-        columns: labels above the pictures, evenly spaced over their width.
-        note: text below the pictures.
-    """
-    size = np.array(next(iter(strips.values())).size)
-    width, height = size * max(1, round(WIDTH * common.DPI / size[0]))
-    left, top, bottom = (np.array([0.55, 0.2 * bool(columns), 0.2 * bool(note)]) * common.DPI).round()
-    total = np.array([left + width, top + height * len(strips) + bottom])
-    fig = plt.figure(figsize=total / common.DPI, dpi=common.DPI)
-    for i, (name, strip) in enumerate(strips.items()):
-        corner = np.array([left, bottom + height * (len(strips) - 1 - i)])
-        ax = fig.add_axes([*corner / total, width / total[0], height / total[1]], frame_on=False)
-        ax.imshow(strip, interpolation="nearest")
-        centres = (np.arange(len(columns)) + 0.5) * size[0] / max(1, len(columns)) - 0.5
-        ax.set_xticks(*(([], []) if i else (centres, columns)))
-        ax.set_yticks([size[1] / 2], [name])
-        ax.tick_params(length=0, labeltop=True, labelbottom=False)
-    fig.text(left / total[0], 0.07 * common.DPI / total[1], note.lstrip(", "))
-    return fig
-
-
 def _note(runs: Sequence[Run]) -> str:
-    return ", synthetic faces" * runs[0].config["synthetic_faces"]
+    return "synthetic faces" * runs[0].config["synthetic_faces"]
 
 
 def comparable_runs(figure: str, keys: Sequence[Key], runs: dict[Key, Run]) -> list[Run]:

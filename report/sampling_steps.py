@@ -11,7 +11,6 @@ rows of a table are of one model, which the table names by a hash.
 
 import argparse
 import asyncio
-import json
 import random
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from PIL import Image
 
 import common
 from cli import ArgumentParser, UserError, exit_on_user_error, int_range, writable_file
-from common import read_table, run_program
+from common import measure, read_table, run_program
 from data_folder import check_has_data
 from images import list_images, read_image, resize
 from samplers import METHODS, sampling_timesteps
@@ -55,14 +54,6 @@ def plain_noise(_: Path, number: int, resolution: int) -> Iterator[Image.Image]:
 BOUNDS = {"real images": real_images, "plain noise": plain_noise}  # in the column of the sampler
 
 
-def measure(gt_dir: Path, gen_dir: Path, dims: int) -> tuple[str, str]:
-    """The distance and its name ("FID-768"), by measure_fid.py, whose result goes to a JSON file beside `gen_dir`."""
-    result = gen_dir.with_suffix(".json")
-    asyncio.run(run_program("fid/measure_fid.py", gt_dir, gen_dir, "--dims", dims, "--json", result))
-    found = json.loads(result.read_text())
-    return f"{found['distance']:.4f}", found["name"]
-
-
 def settings(methods: Collection[str], steps: Iterable[int], scheduler: DDPMScheduler) -> dict[tuple[str, int], int]:
     """(sampler, NFE) -> --num_inference_steps, which is larger than the NFE where a solver starts below T - 1."""
     T = scheduler.num_train_timesteps
@@ -87,7 +78,6 @@ def main() -> None:
     args = parser.parse_args()
     with exit_on_user_error(interrupted="stopped; the same command resumes"), TemporaryDirectory() as temporary:
         check_has_data(args.data_root)
-        eval_dir = args.data_root / "eval"
         ddpm = common.load_model(args.ckpt_path)
         model = model_hash(ddpm)
         rows = read_table(args.out, COLUMNS)
@@ -107,17 +97,17 @@ def main() -> None:
             folder = Path(place, str(args.num_samples), f"{method}-{nfe}").resolve()
             if method in BOUNDS:
                 folder.mkdir(parents=True)
-                images = BOUNDS[method](args.data_root, args.num_samples, ddpm.image_resolution)
-                for i, image in enumerate(images):
+                for i, image in enumerate(BOUNDS[method](args.data_root, args.num_samples, ddpm.image_resolution)):
                     image.save(folder / f"{i}.png")
             else:
                 flags = ["--ckpt_path", args.ckpt_path, "--save_dir", folder, "--num_samples", args.num_samples]
                 flags += ["--sample_method", method, "--num_inference_steps", to_measure[method, nfe]]
                 asyncio.run(run_program("sampling.py", *flags))
-            found = measure(eval_dir, folder, args.dims)
-            rows.append(dict(zip(COLUMNS, (*key, *found, model), strict=True)))
+            found = asyncio.run(measure(args.data_root / "eval", folder, "--dims", args.dims))
+            values = *key, f"{found['distance']:.4f}", found["name"], model
+            rows.append(dict(zip(COLUMNS, values, strict=True)))
             common.write(args.out, rows)
-            print(*key, *found, flush=True)
+            print(*values, flush=True)
 
 
 if __name__ == "__main__":

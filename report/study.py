@@ -22,7 +22,7 @@ from pathlib import Path
 
 import common
 from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range, select_device, writable_file
-from common import FORMS, read_table, run_program
+from common import FORMS, measure, read_table, run_program
 from data_folder import check_has_data
 from fid.inception import PytorchFidInception
 from fid.measure_fid import find_images
@@ -87,9 +87,7 @@ async def one_run(row: dict[str, str], args: argparse.Namespace) -> float:
     flags = ["--ckpt_path", checkpoint, "--save_dir", samples, "--num_samples", row["images"]]
     await run_program("sampling.py", *flags, "--sample_method", row["sampler"], "--precision", row["precision"])
     await run_program("image_grid.py", samples, "--out", samples.with_suffix(".png"), "--count", 32)
-    real, result = args.data_root.resolve() / "eval", samples.with_suffix(".json")
-    await run_program("fid/measure_fid.py", real, samples, "--dims", 768, "--json", result)
-    return json.loads(result.read_text())["distance"]
+    return (await measure(args.data_root.resolve() / "eval", samples, "--dims", 768))["distance"]
 
 
 async def run_all(rows: list[dict[str, str]], args: argparse.Namespace, table: list[dict[str, str]]) -> bool:

@@ -1,4 +1,4 @@
-"""The programs of report/ that train, sample and measure: study.py, sampling_steps.py, explain_predictors.py."""
+"""The programs of report/ that train, sample and measure, and explain_predictors.py."""
 
 import csv
 import json
@@ -20,6 +20,7 @@ import explain_predictors
 import sampling
 import sampling_steps
 import study
+import training_curve
 from cli import UserError
 from conftest import SMALL_UNET
 from model import DiffusionModule
@@ -61,6 +62,8 @@ if name == "train.py":
     (run / "last.ckpt").touch()
 if name == "sampling.py":
     value("--save_dir").mkdir(parents=True)
+    for i in range(int(arguments[arguments.index("--num_samples") + 1])):
+        (value("--save_dir") / f"{i}.ppm").write_text("P3 1 1 255 0 0 0")
 if name == "measure_fid.py":
     images = len(list(Path(arguments[1]).iterdir()))
     value("--json").write_text(json.dumps({"distance": images + 0.5, "name": f"FID-{value('--dims')}"}))
@@ -263,6 +266,25 @@ def test_the_bounds_are_random_real_images_and_uniform_pixels(tmp_path):
     assert not set(chosen) <= set(range(10)) and not set(chosen) <= set(range(30, 40))
     noise = np.stack([np.asarray(image) for image in sampling_steps.plain_noise(tmp_path, 10, 8)])
     assert noise.shape == (10, 8, 8, 3) and np.histogram(noise, 4)[0].min() > 400
+
+
+def test_the_curve_of_a_run_has_a_row_and_samples_for_each_checkpoint(stand_ins, tmp_path, monkeypatch, capsys):
+    (tmp_path / "run").mkdir()
+    flags = ["--run", "run", "--data_root", ".", "--save_dir", "s", "--out", "out", "--num_samples", 9]
+    monkeypatch.setattr(sys, "argv", ["training_curve.py", *map(str, flags)])
+    (tmp_path / "train").mkdir()
+    with pytest.raises(SystemExit):
+        training_curve.main()
+    assert "argument --run: run" in capsys.readouterr().err
+    for step, others in [(200, 2), (1000, 3), (50, 4)]:
+        (tmp_path / f"run/step={step}.ckpt").touch()
+        training_curve.main()
+        assert (tmp_path / "out/figures/training_curve.svg").exists()
+        assert len(calls(stand_ins, "sampling.py")) == others - 1  # none twice
+    rows = table(tmp_path / "out/tables/training_curve.csv")
+    assert [row["steps"] for row in rows] == ["50", "200", "1000"] and rows[0]["fid768"] == "9.5000"
+    width, height = Image.open(tmp_path / "out/figures/training_samples.png").size
+    assert width > height  # three rows of 8 images
 
 
 @pytest.mark.parametrize("mode", MODES)

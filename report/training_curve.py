@@ -1,0 +1,84 @@
+"""Quality against training: the FID-768 and samples of each checkpoint `step=N.ckpt` of a run.
+
+    python report/training_curve.py --run RUN --data_root DIR --save_dir DIR
+
+The table training_curve.csv gets a row for each checkpoint; an interrupted call resumes when it is repeated.
+training_curve.svg plots the FID-768 over the steps, training_samples.png shows the same samples at each of them.
+`DIR/eval` must hold the validation images at the size of the model (`dataset.py --image_resolution`).
+"""
+
+import argparse
+import asyncio
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+import common
+from cli import ArgumentParser, UserError, exit_on_user_error, int_range
+from common import measure, read_table, run_program
+from data_folder import check_has_data
+from image_grid import contact_sheet
+from samplers import METHODS
+
+COLUMNS = ("steps", "sample_method", "num_inference_steps", "images", "fid768")
+
+
+def find_checkpoints(run: Path) -> dict[int, Path]:
+    """The checkpoints that a run kept, by their training steps, in order."""
+    names = {path: re.fullmatch(r"step=(\d+)\.ckpt", path.name) for path in run.glob("step=*.ckpt")}
+    found = {int(match[1]): path for path, match in names.items() if match}
+    if not found:
+        raise UserError(f"argument --run: {run} holds no step=N.ckpt")
+    return dict(sorted(found.items()))
+
+
+def draw_curve(rows: list[dict[str, str]]) -> plt.Figure:
+    """The FID-768 over the training steps."""
+    fig, ax = plt.subplots(figsize=(common.WIDTH / 2, 2.1), layout="constrained")
+    ax.plot([int(row["steps"]) for row in rows], [float(row["fid768"]) for row in rows], "o-", color="black")
+    ax.set(xlabel="training steps", ylabel="FID-768", xscale="log", yscale="log")
+    ax.grid(which="both")
+    return fig
+
+
+def main() -> None:
+    """The program."""
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--run", type=Path, required=True, metavar="DIR", help="a folder of train.py")
+    add("--data_root", type=Path, required=True, metavar="DIR", help="its data")
+    add("--save_dir", type=Path, required=True, metavar="DIR", help="gets a folder of samples for each checkpoint")
+    what = "gets figures/ and tables/ (default: report)"
+    add("--out", type=Path, default=common.ROOT / "report", metavar="DIR", help=what)
+    add("--num_samples", type=int_range(2), default=500, metavar="N", help="of each checkpoint (default: 500)")
+    add("--sample_method", choices=METHODS, default="ddim", help="sampler (default: ddim)")
+    add("--num_inference_steps", type=int_range(1), default=20, metavar="N", help="of the sampler (default: 20)")
+    add("--show", type=int_range(1), default=8, metavar="N", help="samples in the figure (default: 8)")
+    args = parser.parse_args()
+    with exit_on_user_error(interrupted="stopped; the same command resumes"):
+        check_has_data(args.data_root)
+        checkpoints = find_checkpoints(args.run)
+        table = args.out / "tables/training_curve.csv"
+        done = {tuple(row.values())[:4]: row for row in read_table(table, COLUMNS)}
+        settings = args.sample_method, str(args.num_inference_steps), str(args.num_samples)
+        rows, strips = [], {}
+        for step, path in checkpoints.items():
+            folder = (args.save_dir / f"step={step}").resolve()
+            flags = ["--ckpt_path", path, "--save_dir", folder, "--num_samples", args.num_samples]
+            flags += ["--sample_method", args.sample_method, "--num_inference_steps", args.num_inference_steps]
+            key = str(step), *settings
+            if key not in done:
+                asyncio.run(run_program("sampling.py", *flags))
+                result = asyncio.run(measure(args.data_root / "eval", folder, "--dims", 768))
+                done[key] = dict(zip(COLUMNS, (*key, f"{result['distance']:.4f}"), strict=True))
+                common.write(table, sorted(done.values(), key=lambda row: int(row["steps"])))
+            rows.append(done[key])
+            print(*done[key].values(), flush=True)
+            strips[f"{step:,}"] = contact_sheet(folder, args.show, per_row=args.show)
+        common.write(args.out / "figures/training_curve.svg", draw_curve(rows))
+        common.write(args.out / "figures/training_samples.png", common.draw_strips(strips))
+
+
+if __name__ == "__main__":
+    main()
