@@ -16,6 +16,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,6 +121,13 @@ def write(path: Path, content: bytes | plt.Figure | list[dict[str, object]]) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(content)
+
+
+def label_log_axis(axis: Axis) -> None:
+    """Ticks at 1, 2, 5, 10, ... on a logarithmic axis, as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def draw_strips(strips: dict[str, Image.Image], columns: Sequence[str] = (), note: str = "") -> plt.Figure:

@@ -30,13 +30,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
 import common
 import speed
 from cli import ArgumentParser, exit_on_user_error, int_range, one_line, select_device
-from common import FORMS, WIDTH, draw_strips
+from common import FORMS, WIDTH, draw_strips, label_log_axis
 from data_folder import check_writable
 from image_grid import contact_sheet, image_grid, trajectory_frames, trajectory_image
 from runs import Key, Run, best_of, choose_runs, find_runs, flags_of, read_distances
@@ -79,9 +78,7 @@ def draw_losses(runs: Sequence[Run]) -> plt.Figure:
         for mode, run in ((r.config["mode"], r) for r in runs if r.config["predictor"] == predictor):
             ax.plot(*thinned(run.losses), **STYLES[mode], label=mode, gid=f"{predictor}-{mode}")
         ax.set(xlabel="step", yscale="log", title=f"{predictor} predictor" + note)
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.minorticks_off()
+        label_log_axis(ax.yaxis)
         ax.locator_params(axis="x", nbins=4)
         ax.grid()
     axes[0, 0].set_ylabel("training loss")

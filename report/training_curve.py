@@ -36,9 +36,11 @@ def find_checkpoints(run: Path) -> dict[int, Path]:
 def draw_curve(rows: list[dict[str, str]]) -> plt.Figure:
     """The FID-768 over the training steps."""
     fig, ax = plt.subplots(figsize=(common.WIDTH / 2, 2.1), layout="constrained")
-    ax.plot([int(row["steps"]) for row in rows], [float(row["fid768"]) for row in rows], "o-", color="black")
+    ax.plot([int(row["steps"]) for row in rows], [float(row["fid768"]) for row in rows], "o-k", markersize=3)
     ax.set(xlabel="training steps", ylabel="FID-768", xscale="log", yscale="log")
-    ax.grid(which="both")
+    for axis in (ax.xaxis, ax.yaxis):
+        common.label_log_axis(axis)
+    ax.grid()
     return fig
 
 
