@@ -103,7 +103,12 @@ def choose_runs(runs: Iterable[Run]) -> dict[Key, Run]:
         # Folders are named MM-DD-HHMMSS, with -2, -3, ... where that was taken.
         return run.step, [int(number) for number in re.findall(r"\d+", run.folder.name)], str(run.folder)
 
-    chosen = {run.key: run for run in sorted(runs, key=rank) if not run.config["use_cfg"]}
+    chosen = {}
+    for run in sorted(runs, key=rank):
+        if run.config["use_cfg"]:
+            print(one_line(f"left out: {run.folder}: trained with --use_cfg, which the figures do not show"))
+        else:
+            chosen[run.key] = run
     order = itertools.product(PARAMETRIZATIONS, LOSS_WEIGHTS, PREDICTORS, MODES)
     keys = [(mode, predictor, *form) for *form, predictor, mode in order]
     return {key: chosen[key] for key in keys if key in chosen}
@@ -128,7 +133,8 @@ def read_distances(files: Iterable[Path]) -> list[dict[str, Any]]:
     for path in files:
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-            result = {name: result[name] for name in (*SAME, "distance", "gen_dir", "gen_sizes")} | {"file": path}
+            wanted = {name: result[name] for name in (*SAME, "distance", "gen_dir", "gen_sizes")}
+            result = wanted | {"network": result.get("network"), "file": path}
         except (ValueError, KeyError, TypeError):
             raise UserError(f"argument --fid: {path} was not written by fid/measure_fid.py --json") from None
         results.append(result)
@@ -185,10 +191,11 @@ def best_of(
 
 def _best_row(result: dict[str, Any], settings: dict[str, Any], run: Run, weights: str) -> dict[str, object]:
     of_sampling = "sample_method", "num_inference_steps", "eta", "cfg_scale"
-    of_training = "learning_rate", "ch_mult", "attn", "num_res_blocks", "dropout", "hflip", "ema_decay"
+    of_training = "learning_rate", "patch_size", "ch_mult", "attn", "num_res_blocks", "dropout", "hflip", "ema_decay"
     of_training += "beta_1", "beta_T", "use_cfg", "max_num_images_per_cat"
     row = {
         "name": result["name"],
+        "network": result["network"],
         "distance": f"{result['distance']:.4f}",
         "samples": result["gen_images"],
         "samples_size": result["gen_sizes"],

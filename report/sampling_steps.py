@@ -1,4 +1,4 @@
-"""FID against the number of function evaluations (NFE) of the network, for each sampler.
+"""FID and KID against the number of function evaluations (NFE) of the network, for each sampler.
 
     python report/sampling_steps.py --ckpt_path RUN/last.ckpt --data_root DIR --save_dir DIR --out TABLE.csv
 
@@ -23,12 +23,13 @@ import common
 from cli import ArgumentParser, UserError, exit_on_user_error, int_range, writable_file
 from common import measure, read_table, run_program
 from data_folder import check_has_data
+from fid.inception import WIDTHS
 from images import list_images, read_image, resize
 from samplers import METHODS, sampling_timesteps
 from sampling import model_hash
 from scheduler import DDPMScheduler
 
-COLUMNS = ("sample_method", "steps", "images", "distance", "name", "model")
+COLUMNS = ("sample_method", "steps", "images", "distance", "kid", "name", "model")
 
 
 def real_images(data_root: Path, number: int, resolution: int) -> Iterator[Image.Image]:
@@ -74,7 +75,8 @@ def main() -> None:
     add("--steps", type=int_range(1), nargs="+", default=default, metavar="N", help=what)
     add("--methods", choices=METHODS, nargs="+", default=METHODS, help="samplers (default: all)")
     add("--num_samples", type=int_range(2), default=500, metavar="N", help="images for each row (default: 500)")
-    add("--dims", type=int, default=2048, metavar="D", help="Inception features of the FID (default: 2048)")
+    what = "features of pytorch-fid's Inception (default: 2048)"
+    add("--dims", type=int, choices=WIDTHS, default=2048, help=what)
     args = parser.parse_args()
     with exit_on_user_error(interrupted="stopped; the same command resumes"), TemporaryDirectory() as temporary:
         check_has_data(args.data_root)
@@ -103,8 +105,9 @@ def main() -> None:
                 flags = ["--ckpt_path", args.ckpt_path, "--save_dir", folder, "--num_samples", args.num_samples]
                 flags += ["--sample_method", method, "--num_inference_steps", to_measure[method, nfe]]
                 asyncio.run(run_program("sampling.py", *flags))
-            found = asyncio.run(measure(args.data_root / "eval", folder, "--dims", args.dims))
-            values = *key, f"{found['distance']:.4f}", found["name"], model
+            flags = "--network", "pytorch-fid", "--dims", args.dims, "--kid"
+            found = asyncio.run(measure(args.data_root / "eval", folder, *flags))
+            values = *key, f"{found['distance']:.4f}", f"{found['kid']['mean']:.6f}", found["name"], model
             rows.append(dict(zip(COLUMNS, values, strict=True)))
             common.write(args.out, rows)
             print(*values, flush=True)

@@ -177,7 +177,7 @@ def test_runs_that_cannot_be_compared_are_not_shown_together(program, tmp_path):
     assert made(tmp_path / "out") == {"figures/schedules.svg", "tables/runs.csv"}
 
 
-def test_the_longest_and_then_the_newest_run_is_taken(tmp_path):
+def test_the_longest_and_then_the_newest_run_without_labels_is_taken(tmp_path, capsys):
     for name, step in [("11-24-120000", 100), ("11-23-120000", 150), ("11-24-110000", 50)]:
         make_run(tmp_path, "linear", "noise", name, step)
     for name in ("11-24-120000-2", "11-24-120000-10", "11-24-120000"):
@@ -189,6 +189,7 @@ def test_the_longest_and_then_the_newest_run_is_taken(tmp_path):
         ("linear", "noise", "direct", "none"): "11-23-120000",
         ("quad", "x0", "direct", "none"): "11-24-120000-10",
     }
+    assert "12-01-000000" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

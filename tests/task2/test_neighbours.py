@@ -5,10 +5,10 @@ import csv
 import numpy as np
 import pytest
 import torch
-from fid_inputs import write_inception
 from PIL import Image, ImageOps
 
 import neighbours
+from fid_inputs import write_inception
 from images import list_images
 
 
