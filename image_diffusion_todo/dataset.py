@@ -1,7 +1,7 @@
-"""Folders of images as training data: AFHQ, drawn faces, or any set that lies like them (see `data_folder.py`).
+"""Folders of images as training data: AFHQ, synthetic faces, or any set with the same layout (see `data_folder.py`).
 
-    python dataset.py                 # get AFHQ if it is not there, and make data/afhq/eval
-    python dataset.py --synthetic 500     # no download: draw 500 training images of each kind
+    python dataset.py                     # download AFHQ unless it is there, and make data/afhq/eval
+    python dataset.py --synthetic 500     # no download: draw 500 training images per class
 
 Afterwards `data/afhq/eval` holds every validation image at 64x64, for `fid/measure_fid.py`.
 """
@@ -9,70 +9,57 @@ Afterwards `data/afhq/eval` holds every validation image at 64x64, for `fid/meas
 import argparse
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from cli import ArgumentParser, UserError, exit_on_user_error, int_range
-from data_folder import SPLITS, is_synthetic, is_writable, resolve_root
+from data_folder import (
+    EVAL_RESOLUTION,
+    has_split,
+    is_synthetic,
+    list_classes,
+    make_eval_images,
+    resolve_root,
+)
 from download import download_afhq
-from image_cache import cached_pixels
-from images import fingerprint, list_images, read_image, resize
+from images import cached, decode_images, fingerprint, read_image
 from synthetic_faces import write_synthetic_set
-
-EVAL_RESOLUTION = 64
-
-__all__ = [
-    "AFHQDataModule",
-    "AFHQDataset",
-    "get_data_iterator",
-    "is_synthetic",
-    "make_eval_images",
-    "tensor_to_pil_image",
-    "to_tensor",
-]
 
 
 def tensor_to_pil_image(x: torch.Tensor, single_image: bool = False) -> list[Image.Image] | Image.Image:
-    """Images in [-1, 1] as pictures; values outside are cut off.
+    """Images in [-1, 1] as Pillow images; values outside are clipped.
 
     Args:
-        x: [B, C, H, W] or [C, H, W], with 3 channels (RGB) or 1 (grey), of any floating-point type on any device.
-        single_image: give one picture, the first, rather than a list. [C, H, W] always gives one.
-
-    Returns:
-        A list of B pictures, or one.
+        x: [B, C, H, W] or [C, H, W] of any floating-point type, with 3 channels (RGB) or 1 (grey).
+        single_image: return the first image rather than a list. [C, H, W] always gives one image.
 
     Raises:
-        ValueError: for another shape, or for values that are not numbers (a diverged model).
+        ValueError: for another shape, or for NaN (a diverged model).
     """
     if x.ndim == 3:
         x, single_image = x[None], True
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"images must be [B, C, H, W] or [C, H, W] with 1 or 3 channels, got shape {list(x.shape)}")
     if x.isnan().any():
-        raise UserError("images hold NaN")
+        raise UserError("the images hold NaN: the model has diverged")
     x = ((x.detach().float() + 1) * 127.5).clamp(0, 255).round().byte()
     images = [Image.fromarray(pixels) for pixels in x.permute(0, 2, 3, 1).squeeze(-1).cpu().numpy()]
     return images[0] if single_image else images
 
 
-def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+def to_tensor(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Bytes 0..255 of any shape as float32 in [-1, 1]."""
-    return torch.from_numpy(pixels).float().div_(127.5).sub_(1)
+    return torch.as_tensor(pixels).float().div_(127.5).sub_(1)
 
 
 def get_data_iterator(iterable: Iterable[Any]) -> Iterator[Any]:
-    """Go through `iterable` again and again, without an end.
-
-    Unlike `itertools.cycle` it starts a new pass each time, so a shuffling loader shuffles anew.
+    """Iterate over `iterable` again and again; unlike `itertools.cycle`, a shuffling loader shuffles each pass anew.
 
     Raises:
         ValueError: when a pass gives nothing, which would otherwise loop for ever.
@@ -89,15 +76,12 @@ def get_data_iterator(iterable: Iterable[Any]) -> Iterator[Any]:
 class AFHQDataset(Dataset):
     """The images below `root/split/<class>/` as pairs `(image, label)`.
 
-    Images in folders inside a class's folder belong to the class; hidden files, and files that are not images by their
-    suffix, are passed over.
-
     Args:
         root: the data root; it holds the split.
         split: "train" or "val".
-        transform: applied to each RGB picture; None gives the picture itself.
-        max_num_images_per_cat: take the first so many images of each class, in the order of their paths; -1 takes all.
-        label_offset: label of the first class. At 1, label 0 is left to mean "no class".
+        transform: applied to each RGB Pillow image; None returns the image itself.
+        max_num_images_per_cat: use the first so many images of each class, in the order of their paths; -1 for all.
+        label_offset: label of the first class. With 1, label 0 is left for "no class".
 
     Attributes:
         classes: names of the classes, sorted; class k has label `k + label_offset`.
@@ -106,7 +90,7 @@ class AFHQDataset(Dataset):
 
     Raises:
         FileNotFoundError: when there is no such split.
-        ValueError: when the split has no classes or a class has no images; the message names the folder.
+        UserError: when the split has no classes or a class has no images; the message names the folder.
     """
 
     def __init__(
@@ -119,27 +103,15 @@ class AFHQDataset(Dataset):
     ):
         if max_num_images_per_cat < 1 and max_num_images_per_cat != -1:
             raise UserError(f"max_num_images_per_cat must be at least 1, or -1 for all, got {max_num_images_per_cat}")
-        self.root = Path(root)
-        self.split = split
-        self.transform = transform
-        folder = self.root / split
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no split {split!r} in {self.root}: {folder} is not a folder")
-        self.classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-        if not self.classes:
-            raise UserError(f"{folder} must hold one folder of images a class, and it holds none")
+        self.root, self.split, self.transform = Path(root), split, transform
+        images = list_classes(self.root, split)
+        self.classes = list(images)
         self.num_classes = len(self.classes)
-
         self.fnames: list[Path] = []
         self.labels: list[int] = []
-        for label, name in enumerate(self.classes, start=label_offset):
-            files = list_images(folder / name)
-            if not files:
-                raise UserError(f"{folder / name} holds no images")
-            if max_num_images_per_cat != -1:
-                files = files[:max_num_images_per_cat]
-            self.fnames += files
-            self.labels += [label] * len(files)
+        for label, files in enumerate(images.values(), start=label_offset):
+            self.fnames += files if max_num_images_per_cat == -1 else files[:max_num_images_per_cat]
+            self.labels += [label] * (len(self.fnames) - len(self.labels))
 
     def __len__(self) -> int:
         return len(self.fnames)
@@ -150,16 +122,21 @@ class AFHQDataset(Dataset):
 
 
 class CachedAFHQDataset(AFHQDataset):
-    """The same, resized, as float32 [3, R, R] in [-1, 1], from a memory-mapped file of bytes (see `image_cache.py`).
+    """The same, resized, as float32 [3, R, R] in [-1, 1]. All images are decoded at first use, and cached on disk.
+
+    Args:
+        resolution: R.
+        skip_broken: leave out images that cannot be decoded; `decode` removes them from `fnames` and `labels`.
 
     Attributes:
-        pixels: uint8 [N, 3, R, R]; decoded when first asked for.
-        skipped: what is wrong with each image that `skip_broken` left out; known, like the length, after `decode`.
+        pixels: uint8 [N, 3, R, R]; None before `decode`.
+        skipped: what is wrong with each image that was left out.
+        fingerprint: 16 hex digits that depend on the names and contents of the files, on R and on `skip_broken`.
     """
 
     def __init__(
         self,
-        root: Path,
+        root: str | os.PathLike,
         split: str,
         resolution: int,
         max_num_images_per_cat: int = -1,
@@ -167,56 +144,54 @@ class CachedAFHQDataset(AFHQDataset):
         skip_broken: bool = False,
     ):
         super().__init__(root, split, None, max_num_images_per_cat, label_offset)
-        self.resolution = resolution
-        self.cache_name = split if max_num_images_per_cat == -1 else f"{split}-{max_num_images_per_cat}"
-        self.skip_broken = skip_broken
+        self.resolution, self.skip_broken = resolution, skip_broken
+        self.cache_name = f"{split}-{resolution}px" + f"-{max_num_images_per_cat}" * (max_num_images_per_cat != -1)
+        self.pixels: torch.Tensor | None = None
         self.skipped: list[str] = []
-
-    @cached_property
-    def pixels(self) -> np.ndarray:
-        pixels, broken = cached_pixels(self.fnames, self.root, self.resolution, self.cache_name, self.skip_broken)
-        if broken:
-            whole = [i for i in range(len(pixels)) if i not in broken]
-            labels = [self.labels[i] for i in whole]
-            if set(labels) != set(self.labels):
-                reason = next(iter(broken.values()))
-                raise UserError(f"{self.root / self.split}: all images of a class are broken, as {reason}")
-            self.fnames, self.labels = [self.fnames[i] for i in whole], labels
-            self.skipped = list(broken.values())
-            pixels = pixels[whole]  # in memory: the price of broken images
-        return pixels
+        self.fingerprint = ""
 
     def decode(self) -> None:
-        """Decode the images now.
+        """Decode the images, or read the cache; nothing happens the second time.
 
         Raises:
-            ValueError: for a broken image, unless `skip_broken`; or when all images of a class are broken.
+            UserError: for a broken image, unless `skip_broken`; or when all images of a class are broken.
         """
-        _ = self.pixels
+        if self.pixels is not None:
+            return
+        self.fingerprint = fingerprint(self.fnames, self.root, self.resolution, self.skip_broken)
+        decode = partial(decode_images, self.fnames, self.resolution, self.skip_broken, f"decoding {self.split}/")
+        arrays = cached(self.root, self.cache_name, self.fingerprint, decode)
+        self.skipped = arrays["reasons"].tolist()
+        broken = set(arrays["broken"].tolist())
+        whole = [i for i in range(len(self.fnames)) if i not in broken]
+        labels = [self.labels[i] for i in whole]
+        if set(labels) != set(self.labels):
+            raise UserError(f"{self.root / self.split}: all images of a class are broken, as {self.skipped[0]}")
+        self.fnames, self.labels = [self.fnames[i] for i in whole], labels
+        self.pixels = torch.from_numpy(arrays["pixels"])
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return to_tensor(np.array(self.pixels[index])), self.labels[index]
+        self.decode()
+        return to_tensor(self.pixels[index]), self.labels[index]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int]]:
-        # The loader asks for a whole batch at once: one gather and one conversion.
-        images = to_tensor(self.pixels[indices])
+        self.decode()
+        images = to_tensor(self.pixels[indices])  # a whole batch at once, which a DataLoader prefers
         return [(image, self.labels[index]) for image, index in zip(images, indices, strict=True)]
 
 
 class TrainingBatches:
-    """The batch of each training step: a function of the seed and the number of the step, and of nothing else.
+    """The batch of each training step, which depends on the seed and the step alone, so that a run can be resumed.
 
-    So a run that is resumed at step n sees the images that it would have seen. A pass over the data takes them in an
-    order drawn from (seed, number of the pass), and leaves out the last few that do not fill a batch.
-
-    On a GPU the bytes of all images lie in its memory, if they fit well.
+    Each pass over the data has an order of its own, drawn from (seed, epoch), and leaves out the last images that do
+    not fill a batch. On a GPU the bytes of all images are kept in its memory if they take less than a quarter of it.
 
     Args:
-        dataset: images as bytes, from `AFHQDataModule`.
-        batch_size: images in a batch.
+        dataset: decoded images.
+        batch_size: images per batch.
         seed: at least 0.
         device: where the images are wanted.
-        share: which images of each batch; several processes take a share each.
+        share: which images of each batch; each of several processes takes its own.
     """
 
     def __init__(
@@ -229,38 +204,34 @@ class TrainingBatches:
     ):
         self.pixels, self.labels = dataset.pixels, torch.tensor(dataset.labels)
         self.batch_size, self.seed, self.device, self.share = batch_size, seed, torch.device(device), share
-        self.order_of_pass = lru_cache(maxsize=1)(self._order_of_pass)
+        self.order = lru_cache(maxsize=1)(self._order)
         if self.device.type == "cuda" and self.pixels.nbytes < torch.cuda.mem_get_info(self.device)[0] / 4:
-            self.pixels = torch.from_numpy(np.array(self.pixels)).to(self.device)
-            self.labels = self.labels.to(self.device)
+            self.pixels, self.labels = self.pixels.to(self.device), self.labels.to(self.device)
 
     def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images [batch_size, 3, R, R] in [-1, 1] and labels [batch_size] of step 0, 1, 2, ..."""
-        number, k = divmod(step, len(self.labels) // self.batch_size)
-        indices = self.order_of_pass(number)[k * self.batch_size : (k + 1) * self.batch_size][self.share]
-        if isinstance(self.pixels, torch.Tensor):
-            indices = torch.from_numpy(indices).to(self.device, non_blocking=True)
-            return self.pixels[indices].float().div_(127.5).sub_(1), self.labels[indices]
-        return to_tensor(self.pixels[indices]).to(self.device), self.labels[indices].to(self.device)
+        epoch, i = divmod(step, len(self.labels) // self.batch_size)
+        indices = torch.from_numpy(self.order(epoch)[i * self.batch_size : (i + 1) * self.batch_size][self.share])
+        indices = indices.to(self.pixels.device, non_blocking=True)
+        return to_tensor(self.pixels[indices].to(self.device)), self.labels[indices].to(self.device)
 
-    def _order_of_pass(self, number: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, number]).permutation(len(self.labels))
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.labels))
 
 
 class AFHQDataModule:
-    """Training and validation loaders; a data set that is not there is downloaded.
+    """Training and validation loaders; downloads AFHQ if there is no data set.
 
-    With the default transform the images are decoded once into a file of bytes, and batches come from there so quickly
-    that no worker processes are used.
+    With the default transform the images are decoded once and cached as bytes; batches then need no worker processes.
 
     Args:
         root: the data root, which holds `train/` and `val/`, or the folder in which it is called `afhq`.
-        batch_size: images in a batch.
+        batch_size: images per batch.
         num_workers: processes that decode images for a `transform`.
         max_num_images_per_cat: see `AFHQDataset`; holds for both splits.
         image_resolution: height and width of the images, for the default transform.
         label_offset: see `AFHQDataset`.
-        transform: from an RGB picture to a tensor; None resizes and gives float32 [3, R, R] in [-1, 1].
+        transform: from an RGB Pillow image to a tensor; None resizes and gives float32 [3, R, R] in [-1, 1].
         skip_broken: leave out images that cannot be decoded, for the default transform.
 
     Attributes:
@@ -268,8 +239,8 @@ class AFHQDataModule:
         num_classes: how many classes both have.
 
     Raises:
-        FileNotFoundError, ValueError: when there is only one split, or a folder of other things; when the two have
-            different classes, or when an image cannot be decoded (then on first use); the message names it.
+        FileNotFoundError, UserError: when a split is missing, the root holds other things, or the two splits have
+            different classes; and on first use, when an image cannot be decoded. The message names it.
         ConnectionError: when there are no data and they cannot be downloaded.
     """
 
@@ -284,21 +255,17 @@ class AFHQDataModule:
         transform: Callable[[Image.Image], torch.Tensor] | None = None,
         skip_broken: bool = False,
     ):
-        self.root = resolve_root(root)
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.image_resolution = image_resolution
-        if not any((self.root / split).is_dir() for split in SPLITS):
+        self.root, self.batch_size, self.num_workers = resolve_root(root), batch_size, num_workers
+        if not has_split(self.root):
             if self.root.is_dir() and any(self.root.iterdir()):
                 raise UserError(f"{self.root} holds neither train/ nor val/")
             download_afhq(self.root)
 
         def load(split: str) -> AFHQDataset:
+            limit = max_num_images_per_cat
             if transform is None:
-                return CachedAFHQDataset(
-                    self.root, split, image_resolution, max_num_images_per_cat, label_offset, skip_broken
-                )
-            return AFHQDataset(self.root, split, transform, max_num_images_per_cat, label_offset)
+                return CachedAFHQDataset(self.root, split, image_resolution, limit, label_offset, skip_broken)
+            return AFHQDataset(self.root, split, transform, limit, label_offset)
 
         self.train_ds, self.val_ds = load("train"), load("val")
         if self.train_ds.classes != self.val_ds.classes:
@@ -309,131 +276,47 @@ class AFHQDataModule:
         self.num_classes = self.train_ds.num_classes
 
     def check_batch_size(self) -> None:
-        """See that the training images fill a batch.
-
-        Raises:
-            ValueError: when they do not.
-        """
+        """Raise a UserError unless the training images fill a batch."""
         if len(self.train_ds) < self.batch_size:
             raise UserError(
-                f"{self.root / 'train'} gives {len(self.train_ds)} images, fewer than one batch of {self.batch_size}: "
-                "choose a smaller batch size"
+                f"argument --batch_size: {self.batch_size} is more than the {len(self.train_ds)} images of "
+                f"{self.root / 'train'}"
             )
 
     def train_batches(
         self, seed: int, device: torch.device | str = "cpu", share: slice = slice(None)
     ) -> TrainingBatches:
-        """Batches as `train_dataloader` has them, but by the number of the step (for the default transform).
-
-        Raises:
-            ValueError: when there are fewer images than one batch takes.
-        """
+        """Batches like those of `train_dataloader`, but by step (for the default transform)."""
         self.train_ds.decode()
         self.check_batch_size()
         return TrainingBatches(self.train_ds, self.batch_size, seed, device, share)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled batches, all full: images [batch_size, 3, R, R] and labels [batch_size].
-
-        Raises:
-            ValueError: when there are fewer images than one batch takes.
-        """
-        self._decode(self.train_ds)
-        self.check_batch_size()
+        """Shuffled full batches: images [batch_size, 3, R, R] and labels [batch_size]."""
         return self._loader(self.train_ds, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader:
-        """Batches in the order of the files; the last one may be shorter."""
-        self._decode(self.val_ds)
+        """Batches in the order of the files; the last one may be smaller."""
         return self._loader(self.val_ds)
 
-    @staticmethod
-    def _decode(dataset: AFHQDataset) -> None:
+    def _loader(self, dataset: AFHQDataset, **options: bool) -> DataLoader:
         if isinstance(dataset, CachedAFHQDataset):
-            dataset.decode()  # only then is it known how many images are left
-
-    def _loader(self, dataset: AFHQDataset, **how: bool) -> DataLoader:
-        decoded = isinstance(dataset, CachedAFHQDataset)  # a batch is then a copy of bytes: workers would only cost
-        return DataLoader(dataset, self.batch_size, num_workers=0 if decoded else self.num_workers, **how)
-
-
-def make_eval_images(root: str | os.PathLike, resolution: int = EVAL_RESOLUTION) -> tuple[int, int]:
-    """Bring `root/eval/` up to date: every validation image as a small PNG `<class>_<name>.png`, and nothing else.
-
-    Each PNG carries a fingerprint of the file that it was made from. So a second call finds nothing to do, and a later
-    one sees which validation images were changed, added or removed, or are wanted at another resolution.
-
-    Returns:
-        How many images there are, and how many of them were made now.
-
-    Raises:
-        PermissionError: when the root is read-only.
-        ValueError: when a validation image is broken, or `eval/` holds something that this program did not put there.
-    """
-    root = Path(root)
-    sources = _eval_names(AFHQDataset(root, "val"))
-    if not is_writable(root):
-        raise PermissionError(f"{root} is read-only, so eval/ cannot be made there: copy the data set")
-    folder, temporary_folder = root / "eval", root / ".cache"
-    folder.mkdir(exist_ok=True)
-    temporary_folder.mkdir(exist_ok=True)
-    for path in folder.iterdir():
-        if path.name in sources or path.name.startswith("."):
-            continue
-        if _made_from(path) is None:
-            raise UserError(f"{path} is not a validation image, and the distance would be measured against it: move it")
-        path.unlink()
-
-    def update(name: str) -> bool:
-        source = sources[name]
-        origin = fingerprint([source], root, resolution)
-        if _made_from(folder / name) == origin:
-            return False
-        info = PngImagePlugin.PngInfo()
-        info.add_text("Source", origin)
-        temporary = temporary_folder / f"{name}.tmp"  # not in eval/, where a killed run would leave it
-        resize(read_image(source), resolution).save(temporary, format="PNG", pnginfo=info)
-        temporary.replace(folder / name)
-        return True
-
-    with ThreadPoolExecutor() as pool:
-        made = list(tqdm(pool.map(update, sources), desc="evaluation images", total=len(sources), unit="image"))
-    return len(sources), sum(made)
-
-
-def _eval_names(dataset: AFHQDataset) -> dict[str, Path]:
-    """A file name for each image, different even where letter case does not count."""
-    names: dict[str, Path] = {}
-    taken = set()
-    for file in dataset.fnames:
-        stem = name = "_".join(file.relative_to(dataset.root / dataset.split).with_suffix("").parts)
-        number = 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(name.lower())
-        names[f"{name}.png"] = file
-    return names
-
-
-def _made_from(path: Path) -> str | None:
-    """The fingerprint in an evaluation image, or None if this is no such file."""
-    try:
-        with Image.open(path) as image:
-            return image.info.get("Source")
-    except (OSError, SyntaxError):
-        return None
+            dataset.decode()  # only then the number of images is known
+        if "drop_last" in options:
+            self.check_batch_size()
+        workers = 0 if isinstance(dataset, CachedAFHQDataset) else self.num_workers  # a batch is a copy of bytes then
+        return DataLoader(dataset, self.batch_size, num_workers=workers, **options)
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    place = "folder that holds, or shall hold, train/ and val/ (default: data/afhq)"
-    add("--data_root", type=Path, default="data/afhq", metavar="DIR", help=place)
-    add("--synthetic", type=int_range(1), metavar="N", help="draw N training images a class instead of a download")
-    add("--seed", type=int_range(0), default=0, metavar="N", help="of the drawn images (default: 0)")
-    size = f"of the images in eval/: that of the model (default: {EVAL_RESOLUTION})"
-    add("--image_resolution", type=int_range(1), default=EVAL_RESOLUTION, metavar="N", help=size)
+    help = "folder with train/ and val/, or where they are made (default: data/afhq)"
+    add("--data_root", type=Path, default="data/afhq", metavar="DIR", help=help)
+    add("--synthetic", type=int_range(1), metavar="N", help="draw N training images per class instead of a download")
+    add("--seed", type=int_range(0), default=0, metavar="N", help="of the synthetic images (default: 0)")
+    help = f"of the images in eval/: that of the model (default: {EVAL_RESOLUTION})"
+    add("--image_resolution", type=int_range(1), default=EVAL_RESOLUTION, metavar="N", help=help)
     args = parser.parse_args()
 
     root = resolve_root(args.data_root)
@@ -442,15 +325,16 @@ def main() -> None:
     with exit_on_user_error():
         if args.synthetic:
             write_synthetic_set(root, args.synthetic, args.seed)
-        elif not any((root / split).is_dir() for split in SPLITS):
+        elif not has_split(root):
             download_afhq(root)
         train = AFHQDataset(root, "train")
-        total, made = make_eval_images(root, args.image_resolution)
-    drawn = "drawn " * is_synthetic(root)
-    print(f"{root / 'train'}: {len(train)} {drawn}images of {', '.join(train.classes)}")
-    print(f"{root / 'eval'}: {total} {drawn}images of {args.image_resolution}x{args.image_resolution}, {made} made now")
-    if drawn and not args.synthetic:
-        print(f"These faces are drawn. For AFHQ, remove {root} and call this program again")
+        count, is_new = make_eval_images(root, args.image_resolution)
+    synthetic = "synthetic " * is_synthetic(root)
+    print(f"{root / 'train'}: {len(train)} {synthetic}images of {', '.join(train.classes)}")
+    made = "made now" if is_new else "up to date"
+    print(f"{root / 'eval'}: {count} {synthetic}images of {args.image_resolution}x{args.image_resolution}, {made}")
+    if synthetic and not args.synthetic:
+        print(f"These faces are synthetic. For AFHQ, remove {root} and run this program again")
 
 
 if __name__ == "__main__":

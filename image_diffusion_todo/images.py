@@ -1,27 +1,29 @@
-"""Image files in, RGB pixels out: the one reading and the one resize that training and evaluation share.
+"""Image files to RGB pixels: one way to read and one to resize, for training and evaluation alike.
 
-If the two were resized by different filters, their distance would measure the filters too.
+Different resize filters on the two sides would add to the distance between them.
 """
 
 import hashlib
 import os
-from collections.abc import Sequence
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
+from atomic import atomic_write, is_partial
 from cli import UserError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
-    """The image files in `folder` and in all folders below it, in the order of their paths.
-
-    What is not an image by its suffix is left out, and so is what is hidden (`.DS_Store`, and the `._photo.jpg`
-    that macOS puts into archives).
-    """
+    """The image files in `folder` and in all folders below it, sorted by path; hidden ones do not count."""
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -34,23 +36,23 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
 
 
 def read_image(path: str | os.PathLike) -> Image.Image:
-    """Read an image file of any usual kind as RGB, 8 bits a channel.
+    """Read an image file as RGB with 8 bits per channel.
 
-    The camera's note on which side is up is followed, transparent parts become white, 16 bits of grey become 8, and of
-    an animation there is the first frame.
+    The EXIF orientation is applied, transparency becomes white, 16-bit grey is scaled to 8 bits, and an animation gives
+    its first frame.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it cannot be decoded; the message names the file.
+        UserError: when it cannot be decoded; the message names the file.
     """
     try:
-        if Path(path).exists() and not Path(path).is_file():  # a pipe, say, from which reading would wait for ever
+        if Path(path).exists() and not Path(path).is_file():  # reading a pipe would block
             raise ValueError("not a file")
         with Image.open(path) as image:
             return _to_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError):
         raise
-    except Exception as error:  # each decoder has its own way to fail: OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # decoders fail with OSError, SyntaxError, struct.error, ...
         reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
         raise UserError(f"{path}: not an image, or a broken one{reason}") from error
 
@@ -58,7 +60,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range")
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255 rather than scale
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
         grey = np.asarray(image).clip(0, 65535) / 257
         image = Image.fromarray(grey.round().astype(np.uint8))
     if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
@@ -68,19 +70,101 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize(image: Image.Image, resolution: int) -> Image.Image:
-    """The whole image at `resolution` x `resolution`; one that has this size stays as it is, bit for bit.
+    """The whole image at `resolution` x `resolution`; bit for bit the same if it has that size.
 
-    Bicubic, which in Pillow widens with the scale and so averages all pixels that fall into a new one (antialiasing).
-    This is the resize that Parmar et al. (2022, arXiv:2104.11222) recommend for measuring distances between image sets,
-    and it rings less along edges than Lanczos.
+    Pillow's bicubic filter is antialiased: it widens with the scale. Parmar et al. (2022, arXiv:2104.11222) recommend
+    it for distances between image sets; Lanczos rings more along edges.
     """
     return image.resize((resolution, resolution), Image.Resampling.BICUBIC)
 
 
-def fingerprint(files: Sequence[Path], root: Path, resolution: int) -> str:
-    """16 hex digits that change with the files (names below `root`, sizes, times of change) and the resolution."""
-    digest = hashlib.sha256(f"bicubic {resolution}".encode())
-    for file in files:
-        stat = file.stat() if file.exists() else file.lstat()  # a link to nothing is an image that is broken
-        digest.update(os.fsencode(file.relative_to(root)) + f"\0{stat.st_size} {stat.st_mtime_ns}\0".encode())
+def decode_images(
+    files: Sequence[Path], resolution: int, skip_broken: bool = False, title: str = "decoding"
+) -> dict[str, np.ndarray]:
+    """Read and resize images.
+
+    Returns:
+        "pixels": uint8 [N, 3, resolution, resolution] of the images that can be decoded, in the order of `files`;
+        "broken": the indices in `files` of the others; "reasons": what is wrong with each of them.
+
+    Raises:
+        UserError: for an image that cannot be decoded, unless `skip_broken`; the message names it.
+    """
+    pixels = np.empty((len(files), 3, resolution, resolution), np.uint8)
+
+    def decode(i: int) -> str:
+        try:
+            pixels[i] = np.asarray(resize(read_image(files[i]), resolution)).transpose(2, 0, 1)
+        except (OSError, UserError) as error:
+            if not skip_broken:
+                raise UserError(f"{error}; --skip_broken leaves such images out") from error
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes without holding Python's lock
+        reasons = list(tqdm(pool.map(decode, range(len(files))), title, len(files), unit="image"))
+    broken = [i for i, reason in enumerate(reasons) if reason]
+    pixels = np.delete(pixels, broken, axis=0) if broken else pixels
+    return {"pixels": pixels, "broken": np.array(broken, int), "reasons": np.array([reasons[i] for i in broken], str)}
+
+
+# What can be computed again is cached on disk.
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether to write below `folder`; one that is marked read-only is left alone even by an administrator."""
+    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
+
+
+def cache_dirs(root: Path) -> list[Path]:
+    """Folders for what can be computed again from `root`: its `.cache/` unless that is read-only, then the user's."""
+    folders = [root / ".cache"] if is_writable(root) else []
+    with suppress(RuntimeError):  # a user without a home
+        users_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folders.append(users_cache / "image_diffusion" / hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16])
+    return folders
+
+
+def fingerprint(files: Sequence[Path], root: Path, *settings: object) -> str:
+    """16 hex digits that depend on the files (their names below `root` and their contents) and on the settings."""
+    digest = hashlib.sha256(repr(settings).encode())
+    with ThreadPoolExecutor() as pool:
+        for file, checksum in zip(files, pool.map(_checksum, files), strict=True):
+            digest.update(os.fsencode(file.relative_to(root)) + f"\0{checksum}\0".encode())
     return digest.hexdigest()[:16]
+
+
+def _checksum(file: Path) -> int | None:
+    with suppress(OSError):
+        if file.is_file():  # reading a pipe would block
+            return zlib.crc32(file.read_bytes())
+    return None
+
+
+def cached(
+    root: Path, name: str, key: str, compute: Callable[[], Mapping[str, np.ndarray]]
+) -> Mapping[str, np.ndarray]:
+    """The arrays that `compute` returns, from the file `{name}.npz` if an earlier call wrote it with the same key.
+
+    Args:
+        root: folder of the data set, for `cache_dirs`. If none of them can be written to, nothing is cached.
+        name: of what is computed.
+        key: of all that the result depends on, see `fingerprint`.
+        compute: called when there is no such file, or only an outdated or damaged one.
+    """
+    folders = cache_dirs(root)
+    for folder in [root / ".cache", *folders]:  # a read-only root may have come with its cache
+        with suppress(Exception), np.load(folder / f"{name}.npz") as file:  # damage may raise nearly anything
+            if file["key"] == key:
+                return dict(file)
+    arrays = compute()
+    for folder in folders:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.iterdir():
+                if is_partial(path) and time.time() - path.stat().st_mtime > 3600:  # by a killed program
+                    path.unlink()
+            with atomic_write(folder / f"{name}.npz") as file:
+                np.savez(file, key=key, **arrays)
+            break
+    return arrays

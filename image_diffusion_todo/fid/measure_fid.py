@@ -13,13 +13,11 @@ are in `frechet.py` and `kid.py`, the networks in `inception.py`.
 """
 
 import argparse
-import io
 import json
 import os
 import platform
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,11 +30,11 @@ if not __package__:  # run as a script, or imported from inside this folder: our
 
 from atomic import atomic_write
 from cli import ArgumentParser, UserError, exit_on_user_error, int_range, select_device, writable_file
-from data_folder import SYNTHETIC_MARK, cache_dirs
+from data_folder import SYNTHETIC_MARK
 from fid.frechet import fit_gaussian, frechet_distance
 from fid.inception import NETWORKS, STANDARD_WIDTH, WIDTHS, FeatureNetwork, extract_features, load_network
 from fid.kid import kernel_distance
-from images import fingerprint, list_images, read_image
+from images import cached, fingerprint, list_images, read_image
 
 CACHE_FORMAT = 3  # to be counted up when what is cached, or what it means, changes
 TRAINED_ON = {
@@ -80,23 +78,12 @@ def find_images(folder: str | os.PathLike) -> ImageFolder:
 def cached_features(images: ImageFolder, network: FeatureNetwork, batch_size: int) -> np.ndarray:
     """`extract_features`, kept in `.cache/` beside the folder (or in the user's cache) until an image changes."""
     folder = images.path.resolve()
-    caches = [place / f"{folder.name}-fid-{network.name}-{network.dims}.npz" for place in cache_dirs(folder.parent)]
-    key = f"{CACHE_FORMAT} {fingerprint(images.files, images.path, 0)} {network.name} {network.weights_sha256}"
-    for cache in caches:
-        # A damaged file, which may raise nearly anything, is as good as none.
-        with suppress(Exception), np.load(cache, allow_pickle=False) as content:
-            if content["key"] == key:
-                return content["features"]
-    features = extract_features(images.files, network, batch_size, folder.name)
-    content = io.BytesIO()
-    np.savez(content, key=key, features=features)
-    for cache in caches:
-        with suppress(OSError):  # a full disk or a read-only folder costs no more than to measure again
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(cache) as file:
-                file.write(content.getvalue())
-            break
-    return features
+    key = fingerprint(images.files, images.path, CACHE_FORMAT, network.name, network.weights_sha256)
+
+    def compute() -> dict[str, np.ndarray]:
+        return {"features": extract_features(images.files, network, batch_size, folder.name)}
+
+    return cached(folder.parent, f"{folder.name}-fid-{network.name}-{network.dims}", key, compute)["features"]
 
 
 def measure(

@@ -133,12 +133,12 @@ def test_the_flags_above_are_all_there_are(capsys):
 
 
 def test_no_images_are_decoded_before_the_arguments_are_known_to_be_good(program, faces, monkeypatch, tmp_path):
-    import image_cache
+    import images
 
-    monkeypatch.setattr(image_cache, "read_image", None)  # a call would be a TypeError
+    monkeypatch.setattr(images, "read_image", None)  # a call would be a TypeError
     base = ["train.py", "--data_root", faces, *SMALL_FLAGS]
     assert refused(program(*base, "--ch", 40), "multiple of 32")
-    assert refused(program(*base, "--batch_size", 7), "gives 6 images, fewer than one batch of 7")
+    assert refused(program(*base, "--batch_size", 9999), "argument --batch_size: 9999 is more than the 15 images")
     assert refused(program(*base, "--beta_1", 0.5), "--beta_1: 0.5 is larger than --beta_T, 0.02")
     assert refused(program(*base, "--device", "cuda:77"), "'cuda:77' is not a device")
     if not torch.cuda.is_available():
@@ -156,13 +156,13 @@ def test_a_folder_that_cannot_be_written_to_is_named(program, faces, tmp_path):
 
 
 def test_ctrl_c_before_training_is_one_line(program, faces, monkeypatch):
-    import image_cache
+    import images
 
     def interrupted(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(image_cache, "read_image", interrupted)
-    run = program("train.py", "--data_root", faces, *SMALL_FLAGS, "--batch_size", 2)
+    monkeypatch.setattr(images, "read_image", interrupted)
+    run = program("train.py", "--data_root", faces, *SMALL_FLAGS, "--batch_size", 2, "--max_num_images_per_cat", 4)
     assert run.returncode == 130 and run.stderr == "train.py: error: stopped"
 
 

@@ -173,7 +173,7 @@ def test_only_the_first_process_shows_bars(program, model, monkeypatch, rank, hi
 
 def test_a_batch_that_cannot_be_shared_is_refused(program, faces, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")  # as clusters set it for programs that they start once
-    assert refused(program("train.py", "--data_root", faces, *TINY, "--batch_size", 100), "fewer than one batch of 100")
+    assert refused(program("train.py", "--data_root", faces, *TINY, "--batch_size", 100), "argument --batch_size: 100")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     run = program("train.py", "--data_root", faces, *TINY)
     assert refused(run, "--batch_size: 4 cannot be shared by 3 processes of --accumulate 1 parts")

@@ -183,7 +183,7 @@ def test_a_stopped_run_goes_on_in_its_folder(program, task_folder, faces, tmp_pa
         (["--mode", "sigmoid"], "--mode: invalid choice: 'sigmoid'"),
         (["--predictor", "velocity"], "--predictor: invalid choice"),
         (["--batch_size", "0"], "--batch_size: '0' is not a whole number >= 1"),
-        (["--batch_size", "100"], "fewer than one batch of 100"),
+        (["--batch_size", "100"], "argument --batch_size: 100"),
         (["--dropout", "2"], "--dropout: '2' is not a number from 0 to 0.99"),
         (["--beta_1", "0.5", "--beta_T", "0.1"], "--beta_1: 0.5 is larger than --beta_T, 0.1"),
         (["--image_resolution", "20", "--ch_mult", "1", "1", "1", "1"], "multiple of 8"),

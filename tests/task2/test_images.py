@@ -1,0 +1,134 @@
+"""Reading and resizing image files of every kind, and refusing what is none."""
+
+import os
+import struct
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from images import fingerprint, list_images, read_image, resize
+
+NOISE = np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8)  # no two pixels are likely to be alike
+
+
+def pixels(path):
+    return np.asarray(read_image(path))
+
+
+@pytest.mark.parametrize("name", ["a b.png", "a.PNG", "a.bmp", "a.ppm", "a.tiff", "a.webp"])
+def test_lossless_formats_are_read_bit_for_bit(tmp_path, name):
+    Image.fromarray(NOISE).save(tmp_path / name, **({"lossless": True} if "webp" in name else {}))
+    assert np.array_equal(pixels(tmp_path / name), NOISE)
+    assert list_images(tmp_path) == [tmp_path / name]
+
+
+@pytest.mark.parametrize(
+    ("mode", "format"), [("1", "png"), ("L", "png"), ("P", "gif"), ("L", "jpeg"), ("CMYK", "jpeg")]
+)
+def test_other_modes_are_converted_as_pillow_does_it_whatever_the_ending_says(tmp_path, mode, format):
+    Image.fromarray(NOISE).convert(mode).save(tmp_path / "a.bmp", format=format)
+    with Image.open(tmp_path / "a.bmp") as image:
+        assert image.mode == mode and np.array_equal(pixels(tmp_path / "a.bmp"), np.asarray(image.convert("RGB")))
+
+
+def test_16_bits_of_grey_are_scaled_not_clipped(tmp_path):
+    values = np.array([[0, 257, 128 * 257], [65535, 65535 - 257, 300 * 100]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert pixels(tmp_path / "a.png")[..., 0].tolist() == [[0, 1, 128], [255, 254, 117]]
+
+
+def test_transparent_parts_become_white(tmp_path):
+    alpha = Image.fromarray(np.array([[0, 128, 255]], dtype=np.uint8))
+    for mode, color in [("RGB", (200, 0, 100)), ("L", 100)]:
+        image = Image.new(mode, (3, 1), color)
+        image.putalpha(alpha)
+        image.save(tmp_path / f"{mode}.png")
+    indexed = Image.fromarray(np.array([[0, 1]], dtype=np.uint8)).convert("P")
+    indexed.putpalette([10, 20, 30, 40, 50, 60])
+    indexed.save(tmp_path / "P.png", transparency=0)
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "key.png", transparency=(1, 2, 3))
+    assert {path.stem: pixels(path)[0].tolist() for path in tmp_path.glob("*.png")} == {
+        "RGB": [[255, 255, 255], [227, 127, 177], [200, 0, 100]],
+        "L": [[255] * 3, [177] * 3, [100] * 3],
+        "P": [[255, 255, 255], [40, 50, 60]],
+        "key": [[255, 255, 255]],
+    }
+
+
+def test_the_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    Image.fromarray(NOISE).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(pixels(tmp_path / "a.png"), np.rot90(NOISE, -1))
+
+
+@pytest.mark.parametrize("format", ["gif", "webp"])
+def test_an_animation_is_its_first_frame(tmp_path, format):
+    first, *others = (Image.new("RGB", (8, 8), color) for color in ("red", "blue", "lime"))
+    options = {"lossless": True} if format == "webp" else {}
+    first.save(tmp_path / f"a.{format}", save_all=True, append_images=others, **options)
+    assert Image.open(tmp_path / f"a.{format}").n_frames == 3
+    assert read_image(tmp_path / f"a.{format}").getcolors() == [(64, (255, 0, 0))]
+
+
+def test_resize_takes_the_whole_image_antialiased_and_leaves_the_right_size_alone():
+    board = np.indices((500, 700)).sum(0) % 2 * 255
+    board = np.repeat(board[..., None], 3, -1).astype(np.uint8)
+    board[:100, :100] = [255, 0, 0]
+    small = np.asarray(resize(Image.fromarray(board), 16)).astype(int)
+    assert small.shape == (16, 16, 3) and small[0, 0].tolist() == [255, 0, 0]
+    assert np.abs(small[5:, 5:] - 127.5).max() < 4  # grey, not stripes
+    assert np.array_equal(resize(Image.fromarray(NOISE[:16]), 16), NOISE[:16])
+
+
+def huge(path):
+    """A PNG of some bytes that says that it is 50,000 pixels wide and high."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+
+
+def flip_a_bit(path):
+    Image.fromarray(NOISE).save(path)
+    content = bytearray(path.read_bytes())
+    content[60] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    Image.fromarray(NOISE).save(path)
+    path.write_bytes(path.read_bytes()[:500])
+
+
+BROKEN = {
+    "pipe": os.mkfifo,  # reading would block
+    "link to itself": lambda path: path.symlink_to(path),
+    "link to nothing": lambda path: path.symlink_to(path.with_name("nowhere.png")),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_bytes(b"hello"),
+} | {make.__name__: make for make in (huge, cut, flip_a_bit)}
+
+
+@pytest.mark.parametrize("make", BROKEN.values(), ids=BROKEN)
+def test_what_cannot_be_read_is_named_in_one_line(tmp_path, make):
+    make(tmp_path / "strange.png")
+    with pytest.raises((OSError, ValueError), match=r"strange\.png") as refusal:
+        read_image(tmp_path / "strange.png")
+    assert "\n" not in str(refusal.value)
+    assert len(fingerprint([tmp_path / "strange.png"], tmp_path)) == 16  # as train.py --skip_broken needs it
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file system takes no such names")
+def test_names_of_any_bytes_are_listed_and_read(tmp_path):
+    names = [os.fsdecode(b"caf\xe9\n.png"), "two\nlines.png", "-rf *.png", "\x1b[31m.png", "%s {} ü.png"]
+    for name in names:
+        Image.fromarray(NOISE).save(tmp_path / name)
+    assert {path.name for path in list_images(tmp_path)} == set(names)
+    assert all(np.array_equal(pixels(path), NOISE) for path in list_images(tmp_path))
+    assert len(fingerprint(list_images(tmp_path), tmp_path)) == 16
