@@ -1,0 +1,199 @@
+"""Checks that both tasks share: call the student's function on known inputs and compare with the formulas."""
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from solution_check.formulas import BARS, PROBES, Case, T, forward, loss, reverse_step
+from solution_check.judge import NotWritten, call, flag, numbers, timestep, written
+from solution_check.sandbox import Draws, Network
+
+MIDDLE = T // 2
+
+
+class Solution:
+    """A student's folder of one task; its modules can be imported by bare name."""
+
+    shape: tuple[int, ...]  # of one sample
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.notes: list[str] = []  # on the present check
+
+    def make(self, file: str, name: str, *args: Any, **optional: Any) -> Any:
+        """An object of one of the student's classes; optional arguments that it does not have are left out."""
+        made = getattr(importlib.import_module(file), name, None)
+        if made is None:
+            raise NotWritten(f"{file}.py has no {name}")
+        return call(made, *args, **optional)
+
+    def full(self, *values: float) -> torch.Tensor:
+        """A batch with one value for each sample."""
+        return torch.tensor(values).reshape(-1, *[1] * len(self.shape)).expand(-1, *self.shape).contiguous()
+
+
+def q_of_xt(x_0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """x_t by eq. 4; a t that is too large is taken for T - 1."""
+    bar = torch.tensor(BARS[numbers(t).reshape(-1).astype(int).clip(0, T - 1)], dtype=x_0.dtype)
+    bar = bar.reshape(-1, *[1] * (x_0.ndim - 1))
+    return bar.sqrt() * x_0 + (1 - bar).sqrt() * eps
+
+
+def forward_cases(solution: Solution, function: Callable, float_t: bool = False) -> list[Case]:
+    """`function(x_0, t, eps)` gives x_t; eps is drawn where it is left out. One batch with several t."""
+    rows = [(t, x0, eps) for t in PROBES for x0, eps in ((1.0, 0.0), (0.0, 1.0), (0.7, 1.3))]
+    t, x0, eps = (list(column) for column in zip(*rows, strict=True))
+    t, x0, eps, drawn = torch.tensor(t), solution.full(*x0), solution.full(*eps), 0.37
+
+    def cases(aspect, x_t, drawn):
+        x_t = numbers(written(x_t, x0))
+        return [
+            Case(aspect, f"t = {row[0]}", x_t[i], partial(forward, *row, row[2] if drawn is None else drawn))
+            for i, row in enumerate(rows)
+        ]
+
+    with Draws(z=torch.full_like(x0, drawn)):
+        found = cases("formula", function(x0, t, eps), drawn)
+        if float_t:  # as the tutorial has it
+            try:
+                found += cases("t as float", function(x0, t.float(), eps), drawn)
+            except Exception as error:
+                found.append(flag("t as float", f"{type(error).__name__} for a float tensor of t", 0, "float_t"))
+    with Draws(z=eps):
+        return found + cases("own noise", function(x0, t), None)
+
+
+INPUTS = (("x_t", 1, 0, 0), ("the prediction", 0, 0.5, 0), ("z", 0, 0, 1), ("all but z", 0.3, 2, 0))
+
+
+def step_cases(
+    solution: Solution,
+    step: Callable[[torch.Tensor, Any, torch.Tensor], torch.Tensor],
+    predictor: str,
+    forms: tuple[str, ...],
+    sigma_type: str = "small",
+) -> list[Case]:
+    """`step(x_t, t, prediction)` gives x_{t-1}. A batch of four tells the parts of the sum apart."""
+    values = [(x, -out if predictor == "noise" else out, z) for _, x, out, z in INPUTS]  # so that nothing cancels
+    x, out, z = (solution.full(*map(float, column)) for column in zip(*values, strict=True))
+    ways = {
+        "an int": lambda t: t,
+        "a 0-d tensor": torch.tensor,
+        "a tensor [1]": lambda t: torch.tensor([t]),
+        "a tensor [B]": lambda t: torch.full((len(x),), t),
+    }
+    results, errors = {}, {}
+    draws = Draws(z=z, uniform=z / 2)
+    for form in forms:
+        try:
+            with draws:
+                results[form] = numbers(written(step(x.clone(), ways[form](MIDDLE), out.clone()), x))
+        except (NotWritten, NotImplementedError, NameError):
+            raise
+        except Exception as error:
+            errors[form] = error
+    if not results:
+        raise errors[forms[0]]
+    solution.notes += [f"fails for t as {form}" for form in errors]
+    form, middle = next(iter(results.items()))
+    cases = [Case("forms of t", f"t as {other}", result, lambda **_: middle) for other, result in results.items()]
+    for t in PROBES:
+        with draws:
+            got = numbers(step(x.clone(), ways[form](t), out.clone()))
+        for (name, *_), row, inputs in zip(INPUTS, got, values, strict=True):
+            part = ("variance" if name == "z" else "mean") if t else "t = 0"
+            aspect = part if sigma_type == "small" or not t else f"{part} (large)"
+            formula = partial(reverse_step, t, *inputs, inputs[2] / 2, predictor, sigma_type)
+            cases.append(Case(aspect, f"t = {t}, coefficient of {name}", row, formula))
+    cases.append(flag("device", "z is drawn on the CPU whatever the device of x_t is", not draws.clashed, "device"))
+    if odd := draws.shapes - {tuple(z.shape)}:
+        solution.notes.append(f"draws noise of shape {sorted(odd)[0]}, not of x_t's")
+    return cases
+
+
+def loss_cases(
+    solution: Solution, make: Callable[[Network], Any], function: Callable, predictor: str, helper: Callable | None
+) -> list[Case]:
+    """`function(module, x_0)` gives the loss; `helper(module)` puts a right x_t from x_0 into the module."""
+    B = 16
+    generator = torch.Generator().manual_seed(1)
+    x0 = 0.2 + torch.rand(B, *solution.shape, generator=generator) / 2
+    eps, out = (torch.randn(B, *solution.shape, generator=generator) for _ in range(2))
+    network = Network(out)
+    module = make(network)
+    if helper:
+        helper(module)
+    cases = []
+    for probe in PROBES:
+        with Draws(z=eps, integers=torch.full((B,), probe)):
+            value = function(module, x0)
+        if not network.calls:
+            raise NotWritten
+        value, (x, t) = written(value), network.calls[-1]
+        ts = np.broadcast_to(numbers(t).reshape(-1), B).astype(int).clip(0, T - 1)
+        x, where = numbers(x), f"t = {ts[0]}" if (ts == ts[0]).all() else "random t"
+        batch = ts, x, numbers(x0), numbers(eps), numbers(out)
+        cases.append(Case("target", where, numbers(value), partial(loss, predictor, *batch)))
+        inputs = [*zip(ts, numbers(x0), numbers(eps), strict=True)]
+        cases.append(Case("input", where, x, lambda rows=inputs, **p: np.stack([forward(*r, **p) for r in rows])))
+    requires_grad = isinstance(value, torch.Tensor) and value.requires_grad
+    cases.append(flag("gradient", "the loss has no gradient", requires_grad, "gradient"))
+    network.calls.clear()
+    with Draws():
+        function(module, torch.randn(20 * T, *solution.shape[:1], *[1] * (len(solution.shape) - 1)))
+    t = numbers(network.calls[-1][1])
+    is_one = len(np.unique(t)) == 1
+    span = (1, 1) if is_one else (t.min() == 0, 1 + np.sign(t.max() - (T - 1)))
+    cases.append(flag("range of t", f"t from {t.min():g} to {t.max():g}", span, "span", (1, 1)))
+    return [*cases, flag("a t for each sample", f"t = {t.flat[0]:g} for all", not is_one, "each")]
+
+
+def loop_cases(
+    make: Callable[[Network], Any], owner: Callable, step: str, run: Callable, shape: tuple[int, ...], reference: bool
+) -> list[Case]:
+    """`run(module)` samples by calls of `step` of `owner(module)`, which is replaced by a known map (`reference`)."""
+    network, steps = Network(), []
+    module = make(network)
+
+    def known_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+        x, t = [*args, *kwargs.values()][:2]
+        steps.append((x, t, 0.9 * x + network.weight + 0.01))
+        return steps[-1][2]
+
+    def replace(module):
+        if reference:
+            setattr(owner(module), step, known_step)
+        return module
+
+    z = torch.linspace(-1, 1, int(np.prod(shape))).reshape(shape)
+    with Draws(z=z) as draws:
+        result = run(replace(module))
+    seen = steps if reference else [(x, t, None) for x, t in network.calls]
+    if not seen or result is None:
+        raise NotWritten
+    ts = np.array([timestep(t) for _, t, _ in seen])
+    order = f"{len(ts)} steps, t = {', '.join(f'{t:g}' for t in ts[:3])}, ..., {ts[-1]:g}"
+    starts = _same(seen[0][0], z)
+    # Without torch.allclose for each of a thousand steps.
+    fed = not reference or all(b[0] is a[2] for a, b in pairwise(seen))
+    fed = fed or all(_same(b[0], a[2]) for a, b in pairwise(seen))
+    ends = not reference or _same(result, seen[-1][2])
+    cases = [
+        flag("order", order, ts, "order", np.arange(T - 1, -1, -1)),
+        flag("start", "x_T is not the noise that was drawn", starts, "start"),
+        flag("chain", "a step is not given the result of the step before it", fed, "chain"),
+        flag("result", "the result is not that of the last step", ends, "result"),
+        flag("device", "x_T is drawn on the CPU whatever the device is", id(seen[0][0]) not in draws.on_cpu, "device"),
+        flag("gradient", "the result requires a gradient", not result.requires_grad, "gradient"),
+    ]
+    return cases
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and bool(torch.allclose(a.cpu().double(), b.cpu().double(), atol=1e-6))
