@@ -113,16 +113,19 @@ def predictors() -> Rows:
 
 
 def samplers() -> Rows:
-    """FID-768 by sampler and number of network evaluations."""
-    rows = [["images", "NFE", "number", "FID-768"]]
-    for row in read("cats_cpu_sampling"):
-        rows.append([row["sample_method"], row["steps"], row["images"], f"{float(row['distance']):.2f}"])
-    return rows
+    """FID-768, and KID where it was measured, by sampler and number of network evaluations."""
+    table = read("cats_cpu_sampling")
+    kid = ["kid"] * any(row["kid"] for row in table)
+    rows = [[row["sample_method"], row["steps"], row["images"], f"{float(row['distance']):.2f}"] for row in table]
+    rows = [[*cells, *(row[name] for name in kid)] for cells, row in zip(rows, table, strict=True)]
+    return [["images", "NFE", "number", "FID-768", *map(str.upper, kid)], *rows]
 
 
 def pages() -> Rows:
     """What each program contributes to the report, and where."""
     places = {place["label"]: place for place in json.loads(build.build(query="<places>"))}
+    if unknown := places.keys() - set(" ".join(MADE_BY.values()).split()):
+        raise build.UserError(f"MADE_BY names no program for {', '.join(unknown)} of report.typ")
     rows = [["program", "in the report"]]
     for program, labels in MADE_BY.items():
         found = [f"{places[label]['name']} (page {places[label]['page']})" for label in labels.split()]
