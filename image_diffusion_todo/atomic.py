@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever happens while they are written."""
+"""Write files that are either complete or absent, and lock folders against a second program."""
 
 import os
 import re
@@ -17,22 +17,27 @@ except ImportError:  # Windows
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` at the end of the block.
+    """A binary file that replaces `path` at the end of the block.
 
-    It is written beside `path`, flushed to the disk and renamed, so that a kill, a full disk or a power cut leaves the
-    old file or the new one, never a part. An error removes what was written; after a kill, `remove_partials` does.
+    It is written beside `path`, flushed to the disk and renamed. A kill, a full disk or a power cut leaves the old
+    file or the new one. An error removes the partial file; after a kill, `remove_partials` does.
 
     Raises:
         OSError: when it cannot be written, naming `path`.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name[:40]}.{os.getpid()}.partial")  # short: names end at 255 bytes
     try:
         with partial.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        _flush_folder(path.parent)
+        with suppress(OSError):  # Windows opens no folders
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)  # the renaming, too, survives a power cut
+            finally:
+                os.close(descriptor)
     except BaseException as error:
         with suppress(OSError):
             partial.unlink()
@@ -43,55 +48,36 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def _flush_folder(folder: Path) -> None:
-    """Let the renaming itself survive a power cut, where the system can."""
-    with suppress(OSError):  # Windows opens no folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def is_partial(path: Path) -> bool:
-    """Whether this is what `atomic_write` writes before it is whole."""
+    """Whether this is a file that `atomic_write` has not finished."""
     return re.fullmatch(r"\..+\.\d+\.partial", path.name) is not None and path.is_file()
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed programs were writing in `folder` when they were killed."""
+    """Remove the unfinished files of killed programs in `folder`."""
     for path in list(folder.iterdir()):
         if is_partial(path):
             path.unlink()
 
 
-class FolderLock:
-    """See `lock_folder`."""
-
-    def __init__(self, descriptor: int | None):
-        self.descriptor = descriptor
-
-    def close(self) -> None:
-        """Let other programs in."""
-        if self.descriptor is not None:
-            os.close(self.descriptor)
-            self.descriptor = None
-
-
-def lock_folder(folder: Path) -> FolderLock:
-    """Keep other programs of this project out of a folder until the lock is closed or this process ends.
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other programs of this project out of a folder during the block.
 
     Raises:
-        ValueError: when another one is at work there.
+        UserError: when another one is at work there.
     """
-    if fcntl is None:  # Windows
-        return FolderLock(None)
+    if fcntl is None:
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another program is at work there") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
         os.close(descriptor)
-        raise UserError(f"{folder}: another program is at work there") from None
-    except OSError:
-        pass  # a file system that knows no locks
-    return FolderLock(descriptor)

@@ -1,4 +1,4 @@
-"""Pictures of images and of the way to them.
+"""Images side by side: a contact sheet of a folder, or the frames of a reverse chain.
 
 python image_grid.py samples/linear --out linear.png      # the first 64 images of a folder in one
 """
@@ -11,41 +11,37 @@ import torch
 from PIL import Image
 from torchvision.utils import make_grid
 
+from atomic import atomic_write
 from cli import ArgumentParser, UserError, exit_on_user_error, int_range, writable_file
 from dataset import tensor_to_pil_image, to_tensor
 from images import list_images, read_image
 
 
 def image_grid(images: torch.Tensor, per_row: int) -> Image.Image:
-    """Images [B, 3, H, W] in [-1, 1] (cut off beyond), side by side in rows, with thin gaps."""
+    """Images [B, 3, H, W] in [-1, 1] (clipped) in rows, with thin gaps."""
     return tensor_to_pil_image(make_grid(images, nrow=per_row, padding=2, pad_value=1.0))
 
 
 def trajectory_frames(chain: Iterator[torch.Tensor], num_steps: int, num_frames: int = 10) -> torch.Tensor:
-    """Run a reverse chain and keep evenly spaced stations of it.
-
-    Args:
-        chain: x_T ... x_0, `num_steps` + 1 tensors [B, 3, H, W].
-        num_steps: T.
-        num_frames: how many to keep, noise first, images last (fewer if the chain is shorter).
+    """Run a reverse chain x_T ... x_0 of `num_steps` + 1 tensors [B, 3, H, W] and keep evenly spaced frames of it.
 
     Returns:
-        [frames, B, 3, H, W] on the CPU.
+        [num_frames, B, 3, H, W] on the CPU, noise first, images last; fewer frames if the chain is shorter.
     """
     wanted = set(torch.linspace(0, num_steps, num_frames).round().long().tolist())
     return torch.stack([x_t.cpu() for i, x_t in enumerate(chain) if i in wanted])
 
 
 def trajectory_image(frames: torch.Tensor) -> Image.Image:
-    """Stations [frames, B, 3, H, W] as a picture: a row for each image, time from left to right."""
+    """Frames [F, B, 3, H, W] as a picture: a row for each image, time from left to right."""
     return image_grid(frames.transpose(0, 1).flatten(0, 1), per_row=len(frames))
 
 
 def contact_sheet(folder: Path, count: int, per_row: int) -> Image.Image:
-    """The first `count` images of a folder, in the order of their numbers or names, side by side.
+    """The first `count` images of a folder, in the order of their numbers or names, in rows.
 
     Raises:
-        ValueError: when the folder holds no images, a broken one, or images of different sizes.
+        UserError: when the folder holds no images, a broken one, or images of different sizes.
     """
     files = sorted(list_images(folder), key=lambda path: (len(path.stem), path.stem))[:count]
     if not files:
@@ -59,16 +55,20 @@ def contact_sheet(folder: Path, count: int, per_row: int) -> Image.Image:
 
 def main() -> None:
     """The program."""
-    parser = ArgumentParser(description="The images of a folder side by side in one picture.")
+    parser = ArgumentParser(description="The images of a folder in rows, as one picture.")
     parser.add_argument("folder", type=Path, help="folder of images, all of one size")
     parser.add_argument("--out", type=writable_file, required=True, metavar="FILE", help="picture to write")
-    parser.add_argument("--count", type=int_range(1), default=64, metavar="N", help="how many (default: 64)")
-    parser.add_argument("--per_row", type=int_range(1), default=8, metavar="N", help="in a row (default: 8)")
+    parser.add_argument("--count", type=int_range(1), default=64, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument("--per_row", type=int_range(1), default=8, metavar="N", help="in a row (default: %(default)s)")
     args = parser.parse_args()
     if args.folder.resolve() in args.out.resolve().parents:
         parser.error(f"argument --out: {args.out} would lie among the images, and be measured with them")
+    if args.out.suffix.lower() not in Image.registered_extensions():
+        parser.error(f"argument --out: {args.out} has no ending of a picture, such as .png")
     with exit_on_user_error():
-        contact_sheet(args.folder, args.count, args.per_row).save(args.out)
+        sheet = contact_sheet(args.folder, args.count, args.per_row)
+        with atomic_write(args.out) as file:
+            sheet.save(file, format=Image.registered_extensions()[args.out.suffix.lower()])
     print(args.out)
 
 

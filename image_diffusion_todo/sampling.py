@@ -10,7 +10,7 @@ stop, the same command makes the images that are missing.
 import argparse
 import hashlib
 import json
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -185,7 +185,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
 
     def look_for_missing() -> list[int]:
         for images in kept:
-            cleanup.enter_context(closing(lock_folder(images.folder)))
+            cleanup.enter_context(lock_folder(images.folder))
         missing = sorted({i for images in kept for i in images.missing(args.num_samples)})
         if len(missing) < args.num_samples:
             print(f"{args.num_samples - len(missing)} of {args.num_samples} images are there already")

@@ -13,7 +13,7 @@ import json
 import random
 import sys
 from collections.abc import Iterable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,7 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
 
     def claim_folder() -> Path:
         folder = args.resume or new_run_folder(args)
-        cleanup.enter_context(closing(lock_folder(folder)))
+        cleanup.enter_context(lock_folder(folder))
         return folder
 
     folder = processes.on_rank_zero(claim_folder)

@@ -172,9 +172,8 @@ def test_killed_again_and_again_it_ends_the_same(undisturbed, faces, tmp_path, r
 
 
 def test_two_programs_do_not_work_in_one_folder(program, half_a_run):
-    lock = lock_folder(half_a_run)
-    assert refused(program("train.py", "--resume", half_a_run), "another program is at work there")
-    lock.close()
+    with lock_folder(half_a_run):
+        assert refused(program("train.py", "--resume", half_a_run), "another program is at work there")
     assert program("train.py", "--resume", half_a_run).returncode == 0
 
 
