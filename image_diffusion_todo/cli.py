@@ -5,9 +5,11 @@ import math
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 import torch
@@ -17,11 +19,19 @@ class UserError(ValueError, argparse.ArgumentTypeError):
     """A mistake in a file, flag or value that the user can fix. Types of argparse raise it too, without the flag."""
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The description as it stands; the default of each flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        plain = action.default is None or action.default is False or "(default:" in (action.help or "")
+        return action.help if plain else super()._get_help_string(action)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse without abbreviations of flags, and without the usage text above each error (`--help` has it)."""
 
     def __init__(self, **settings: Any):
-        super().__init__(allow_abbrev=False, **settings)
+        super().__init__(**{"allow_abbrev": False, "formatter_class": HelpFormatter, **settings})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
@@ -121,3 +131,16 @@ def writable_file(text: str) -> Path:
         raise UserError(f"{text!r} is a folder, where a file is wanted")
     writable_folder(str(file.parent))
     return file
+
+
+def _exit_on_missing_name(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """One line for a name that a student's scheduler.py, say, lacks: imports come before `exit_on_user_error`."""
+    if isinstance(error, ImportError) and error.path and Path(error.path).parent == Path(__file__).parent:
+        importer = traceback.extract_tb(where)[-1]
+        message = f"{Path(importer.filename).name}, line {importer.lineno}: {error}"
+        print(f"{Path(sys.argv[0]).name}: error: {one_line(message)}", file=sys.stderr)
+        sys.exit(2)
+    sys.__excepthook__(kind, error, where)
+
+
+sys.excepthook = _exit_on_missing_name

@@ -17,7 +17,8 @@ from checkpoint import read_checkpoint
 from cli import UserError, one_line
 from images import list_images
 from prediction import LOSS_WEIGHTS, PARAMETRIZATIONS
-from sampling import SETTINGS_KEY, model_hash
+from sample_folder import SETTINGS_KEY
+from sampling import model_hash
 from scheduler import MODES, PREDICTORS
 
 Key = tuple[str, str, str, str]  # mode, predictor, parametrization, loss weight

@@ -13,16 +13,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import speed
 import train
 from atomic import lock_folder, remove_partials
 from checkpoint import read_checkpoint
-from model import DiffusionModule
-from oracles import awake, max_difference, only_run, refused
+from oracles import max_difference, only_run, refused
 from processes import PROGRAMS, Program
-from samplers import ImageNoise
 from synthetic_faces import write_synthetic_set
 from trainer import Trainer
 
@@ -386,110 +383,3 @@ def test_a_run_goes_on_in_another_order_of_bytes(tmp_path, monkeypatch):
 def test_a_lost_checkpoint_is_not_silently_begun_anew(program, half_a_run):
     (half_a_run / "last.ckpt").unlink()
     assert refused(program("train.py", "--resume", half_a_run), "last.ckpt: No such file")
-
-
-# Sampling.
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A checkpoint of a network that is not near 0."""
-    from network import UNet
-    from scheduler import DDPMScheduler
-
-    torch.manual_seed(0)
-    network = awake(UNet(T=12, image_resolution=8, ch=32, ch_mult=[1], attn=[0], num_res_blocks=1))
-    path = tmp_path_factory.mktemp("model") / "model.ckpt"
-    DiffusionModule(network, DDPMScheduler(12, 1e-4, 0.3), "noise").save(path)
-    return path
-
-
-def images_in(folder):
-    assert all(re.fullmatch(r"\d+\.png", path.name) for path in folder.iterdir())
-    return {int(path.stem): path.read_bytes() for path in folder.iterdir()}
-
-
-def test_an_image_depends_on_seed_and_number_alone(program, model, tmp_path):
-    made = {}
-    for batch_size, num_samples in [(7, 7), (1, 3), (3, 5), (64, 6)]:
-        folder = tmp_path / f"{batch_size}"
-        run = program(
-            *("sampling.py", "--ckpt_path", model, "--save_dir", folder),
-            *("--batch_size", batch_size, "--num_samples", num_samples),
-        )
-        assert run.returncode == 0, run.stderr
-        made[batch_size] = [torch.tensor(list(Image.open(folder / f"{i}.png").tobytes())) for i in range(num_samples)]
-    assert len({tuple(image.tolist()) for image in made[7]}) == 7
-    for images in made.values():
-        # Batches of other sizes may be rounded in another way, which shows in a level of 255 at most.
-        assert all((a - b).abs().max() <= 1 for a, b in zip(images, made[7], strict=False))
-
-
-def test_images_that_are_there_are_not_made_again(program, model, tmp_path):
-    base = ["sampling.py", "--ckpt_path", model, "--batch_size", 4]
-    assert program(*base, "--save_dir", "whole", "--num_samples", 10).returncode == 0
-    assert program(*base, "--save_dir", "parts", "--num_samples", 6).returncode == 0
-    parts = tmp_path / "parts"
-    (parts / "3.png").unlink()
-    cut = (parts / "4.png").read_bytes()
-    (parts / "4.png").write_bytes(cut[: len(cut) - 60])
-    (parts / ".5.png.123.partial").write_bytes(cut[:100])
-    untouched = {i: (parts / f"{i}.png").stat().st_mtime_ns for i in (0, 1, 2, 5)}
-    run = program(*base, "--save_dir", "parts", "--num_samples", 10)
-    assert run.returncode == 0 and "4 of 10 images are there already" in run.stdout
-    assert {i: (parts / f"{i}.png").stat().st_mtime_ns for i in untouched} == untouched
-    assert images_in(parts).keys() == images_in(tmp_path / "whole").keys()
-    run = program(*base, "--save_dir", "parts", "--num_samples", 10)
-    assert run.returncode == 0 and "10 of 10" in run.stdout
-
-
-def test_killed_sampling_goes_on(model, tmp_path):
-    base = ["sampling.py", "--ckpt_path", model, "--batch_size", 1, "--num_samples", 40]
-    whole = Program(*base, "--save_dir", tmp_path / "whole", place=tmp_path)
-    assert whole.finish() == 0, whole.said
-    killed = tmp_path / "killed"
-    for wanted in (1, 3, 10, 11, 27):
-        program = Program(*base, "--save_dir", killed, place=tmp_path)
-        while program.process.is_alive() and len(list(killed.glob("*.png"))) < wanted:
-            time.sleep(0.002)
-        assert program.kill(after=0)
-    last = Program(*base, "--save_dir", tmp_path / "killed", place=tmp_path)
-    assert last.finish() == 0, last.said
-    assert images_in(tmp_path / "killed") == images_in(tmp_path / "whole")
-
-
-def test_a_save_folder_with_anything_else_is_refused_and_left_alone(program, model, tmp_path):
-    base = ["sampling.py", "--ckpt_path", model, "--save_dir", "out"]
-    assert program(*base, "--num_samples", 3).returncode == 0
-    out = tmp_path / "out"
-    before = images_in(out)
-    assert refused(program(*base, "--num_samples", 2), "2.png, which is not one of the 2 images")
-    run = program(*base, "--num_samples", 3, "--seed", 5)
-    assert refused(run, "0.png was not made with these settings (seed 0 there, 5")
-    other = torch.load(model, weights_only=True)
-    other["state_dict"]["head.bias"] += 1
-    torch.save(other, tmp_path / "other.ckpt")
-    run = program("sampling.py", "--ckpt_path", "other.ckpt", "--save_dir", "out", "--num_samples", 3)
-    assert refused(run, "was not made with these settings (model ")
-    Image.new("RGB", (8, 8)).save(out / "1.png")
-    assert refused(program(*base, "--num_samples", 3), "1.png was not made with these settings (it carries no mark")
-    (out / "1.png").write_bytes(b"")
-    assert refused(program(*base, "--num_samples", 3), "1.png was not made with these settings")
-    (out / "1.png").write_bytes(before[1])
-    (out / "notes.txt").write_text("mine")
-    assert refused(program(*base, "--num_samples", 3), "notes.txt, which is not one of the 3 images")
-
-
-def test_noise_belongs_to_the_image():
-    together = ImageNoise(3, [0, 1, 5], 8, torch.device("cpu"))
-    alone = ImageNoise(3, [5], 8, torch.device("cpu"))
-    other_seed = ImageNoise(4, [5], 8, torch.device("cpu"))
-    draws = []
-    for _ in range(2 * ImageNoise.BLOCK + 3):
-        noise, single = together(), alone()
-        assert noise.shape == (3, 3, 8, 8) and torch.equal(noise[2:], single)
-        assert not torch.equal(other_seed(), single)
-        draws.append(noise)
-    draws = torch.stack(draws)
-    assert len(draws.flatten().unique()) > 0.99 * draws.numel()  # no step, image or pixel is another's copy
-    assert abs(draws.mean()) < 0.05 and abs(draws.std() - 1) < 0.05

@@ -1,0 +1,73 @@
+"""The folder that sampling.py writes: 0.png, 1.png, ..., each with the settings that made it in its PNG text."""
+
+import json
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin
+
+from atomic import atomic_write, remove_partials
+from cli import UserError
+from images import list_images
+
+SETTINGS_KEY = "Made by"
+
+
+class SampleFolder:
+    """The numbered images of a folder.
+
+    Args:
+        folder: created if necessary.
+        settings: everything that an image depends on besides its number.
+    """
+
+    def __init__(self, folder: Path, settings: dict):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.settings = settings
+
+    def missing(self, num_samples: int) -> list[int]:
+        """Which of the images 0 .. num_samples - 1 are not there, or damaged.
+
+        Raises:
+            UserError: when the folder holds other images, which the FID program would measure as well.
+        """
+        paths = [self.folder / f"{i}.png" for i in range(num_samples)]
+        there = set(list_images(self.folder))
+        if unexpected := sorted(there.difference(paths)):
+            raise UserError(
+                f"argument --save_dir: {unexpected[0]} is not one of the {num_samples} images: choose another folder"
+            )
+        remove_partials(self.folder)
+        return [i for i, path in enumerate(paths) if path not in there or not self._is_complete(path)]
+
+    def _is_complete(self, path: Path) -> bool:
+        settings = None
+        try:
+            with Image.open(path) as image:
+                settings = image.info.get(SETTINGS_KEY)
+                image.load()
+            complete = True
+        except (OSError, SyntaxError, ValueError):
+            complete = False
+        if difference := _difference(settings, self.settings):
+            raise UserError(
+                f"argument --save_dir: {path} was made with other settings ({difference}): choose another folder"
+            )
+        return complete
+
+    def save(self, i: int, image: Image.Image) -> None:
+        """Write image i."""
+        text = PngImagePlugin.PngInfo()
+        text.add_text(SETTINGS_KEY, json.dumps(self.settings, sort_keys=True))
+        with atomic_write(self.folder / f"{i}.png") as file:
+            image.save(file, format="PNG", pnginfo=text)
+
+
+def _difference(text: str | None, ours: dict) -> str:
+    """In which settings an image's text differs from ours; one that is absent counts as None."""
+    try:
+        theirs = json.loads(text)
+        names = sorted(theirs.keys() | ours.keys())
+    except (TypeError, ValueError, AttributeError):
+        return "it holds none"
+    return ", ".join(f"{n} {theirs.get(n)} there, {ours.get(n)} here" for n in names if theirs.get(n) != ours.get(n))
