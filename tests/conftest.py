@@ -29,7 +29,7 @@ FOLDERS = {"task1": ROOT / "2d_plot_diffusion_todo", "task2": ROOT / "image_diff
 # A network that takes milliseconds: the arguments of `UNet`, and the flags of train.py for the same with T = 12.
 SMALL_UNET = {"image_resolution": 8, "ch": 32, "ch_mult": [1], "attn": [], "num_res_blocks": 1, "dropout": 0.0}
 SMALL_FLAGS = ["--image_resolution", 8, "--ch", 32, "--ch_mult", 1, "--attn", "--num_res_blocks", 1, "--dropout", 0]
-SMALL_FLAGS = [*map(str, SMALL_FLAGS), "--num_diffusion_train_timesteps", "12"]
+SMALL_FLAGS = [*map(str, SMALL_FLAGS), "--num_diffusion_train_timesteps", "12", "--train_num_steps", "4"]
 
 _modules: dict[str, dict] = {task: {} for task in FOLDERS}
 
