@@ -1,24 +1,17 @@
-"""DDPM (Ho et al., 2020, arXiv:2006.11239) and DDIM (Song et al., 2021, arXiv:2010.02502) over points.
+"""DDPM (Ho et al., 2020, arXiv:2006.11239) and DDIM (Song et al., 2021, arXiv:2010.02502) on points.
 
-The forward process destroys data x_0 in T small steps, each of which shrinks the point a
-little and adds a little noise. Any x_t can be had in one go:
+With alpha_t = 1 - beta_t and alpha-bar_t = alpha_0 alpha_1 ... alpha_t:
 
-    q(x_t | x_0) = N( sqrt(alpha-bar_t) x_0, (1 - alpha-bar_t) I )                 DDPM eq. 4
+    DDPM eq. 4     x_t ~ N(sqrt(alpha-bar_t) x0, (1 - alpha-bar_t) I)
+    DDPM eq. 14    loss = E |eps - eps_theta(sqrt(alpha-bar_t) x0 + sqrt(1 - alpha-bar_t) eps, t)|^2
+    DDPM eq. 11    x_{t-1} ~ N(1 / sqrt(alpha_t) (x_t - beta_t / sqrt(1 - alpha-bar_t) eps_theta), beta~_t I)
+    DDPM eq. 7     beta~_t = (1 - alpha-bar_{t-1}) / (1 - alpha-bar_t) beta_t
+    DDIM eq. 12    x_s ~ N(sqrt(alpha-bar_s) x0_pred + sqrt(1 - alpha-bar_s - sigma^2) eps_theta, sigma^2 I), s < t
+                   x0_pred = (x_t - sqrt(1 - alpha-bar_t) eps_theta) / sqrt(alpha-bar_t)
+    DDIM eq. 16    sigma^2 = eta^2 (1 - alpha-bar_s) / (1 - alpha-bar_t) (1 - alpha-bar_t / alpha-bar_s)
 
-    alpha_t = 1 - beta_t,    alpha-bar_t = alpha_0 alpha_1 ... alpha_t
-
-The reverse process starts from noise x_{T-1} ~ N(0, I) and takes the steps back, each a
-Gaussian whose mean needs one thing that is not known, the noise eps in x_t. A network learns
-to tell it:
-
-    L = E | eps - eps_theta(sqrt(alpha-bar_t) x_0 + sqrt(1 - alpha-bar_t) eps, t) |^2   DDPM eq. 14
-
-    x_{t-1} ~ N( 1/sqrt(alpha_t) (x_t - beta_t / sqrt(1 - alpha-bar_t) eps_theta),      DDPM eq. 11
-                 (1 - alpha-bar_{t-1}) / (1 - alpha-bar_t) beta_t I )                   DDPM eq. 7
-
-Timesteps count from 0 as in code, where the paper counts from 1. So timestep 0 is the first noisy
-level, x_0 in the formulas is the clean data before it, alpha-bar "before step 0" is 1, and the last
-reverse step, at t = 0, adds no noise.
+Timesteps count from 0: t = 0 .. T-1, where the paper has 1 .. T. The clean data x0 come before the first, at t = -1,
+where alpha-bar is 1. Shapes: x0, xt and noise are [B, ...]; t is an int or [B].
 """
 
 import math
@@ -31,113 +24,105 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from cli import UserError
 from network import SimpleNet, as_timesteps
 
 MODES = ("linear", "quad", "cosine")
+MAX_TIMESTEPS = 1_000_000
 CHECKPOINT_FORMAT = "ddpm-2d"
 CHECKPOINT_VERSION = 1
 
 
 def extract(input: torch.Tensor, t: int | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The entries of a schedule at t, shaped to multiply x.
-
-    Args:
-        input: one number per timestep [T].
-        t: timesteps in 0..T-1, in any form that `as_timesteps` takes.
-        x: the batch [B, ...] that the result will be combined with.
-
-    Returns:
-        input[t] with as many axes as x: [B, 1, ...], or [1, 1, ...] for a single t.
+    """The entries input[t] of a schedule [T], shaped [B, 1, ...] (or [1, 1, ...]) to broadcast over x [B, ...].
 
     Raises:
         RuntimeError: for t outside 0..T-1.
     """
-    t = as_timesteps(t, input.device)
-    return input.gather(0, t).reshape(-1, *[1] * (x.ndim - 1))
+    return input.gather(0, as_timesteps(t, input.device)).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def beta_schedule(T: int, beta_1: float, beta_T: float, mode: str) -> torch.Tensor:
+    """beta_t, float64 [T].
+
+    Args:
+        T: number of timesteps.
+        beta_1: first beta of the linear and quad modes; cosine ignores both.
+        beta_T: last beta.
+        mode: "linear": beta rises linearly (DDPM, Sec. 4);
+            "quad": sqrt(beta) does;
+            "cosine": alpha-bar = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) pi/2), s = 0.008, u from 0 to 1
+            in T steps, beta capped at 0.999 (Nichol & Dhariwal, 2021, arXiv:2102.09672, eq. 17).
+
+    Raises:
+        ValueError: for an unknown mode.
+    """
+    if mode == "linear":
+        return torch.linspace(beta_1, beta_T, T, dtype=torch.float64)
+    if mode == "quad":
+        return torch.linspace(beta_1**0.5, beta_T**0.5, T, dtype=torch.float64) ** 2
+    if mode == "cosine":
+        u = torch.linspace(0, 1, T + 1, dtype=torch.float64)
+        f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+        return (1 - f[1:] / f[:-1]).clamp(max=0.999)
+    raise ValueError(f"unknown mode {mode!r}: choose one of {', '.join(MODES)}")
 
 
 class BaseScheduler(nn.Module):
-    """The noise schedule: beta_t and all that follows from it, for t = 0 .. T-1.
-
-    Everything is computed in float64 and cast once. In float32, 1 - alpha-bar_t is the
-    difference of two nearly equal numbers at small t and loses four of its seven digits there,
-    so what the formulas need of it has a buffer of its own.
+    """The noise schedule: beta_t and everything that follows from it, for t = 0 .. T-1.
 
     Args:
         num_train_timesteps: T.
-        beta_1: first beta of the linear and quad modes (cosine has no free ends).
-        beta_T: last beta of the linear and quad modes.
-        mode: "linear": beta from beta_1 to beta_T (DDPM, Sec. 4);
-            "quad": the same for sqrt(beta);
-            "cosine": alpha-bar = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) pi/2), s = 0.008, for u from
-            0 to 1, with beta capped at 0.999 (Nichol & Dhariwal, 2021, arXiv:2102.09672, eq. 17).
+        beta_1: see `beta_schedule`.
+        beta_T: likewise.
+        mode: likewise.
 
-    Buffers, all float32 [T]:
-        betas, alphas, alphas_cumprod: beta_t, alpha_t, alpha-bar_t.
-        one_minus_alphas_cumprod: 1 - alpha-bar_t, the variance of q(x_t | x_0).
-        alphas_cumprod_prev, one_minus_alphas_cumprod_prev: the same one step earlier; entry 0 is
-            clean data: 1 and 0.
-        posterior_variance: (1 - alpha-bar_{t-1}) / (1 - alpha-bar_t) beta_t (DDPM eq. 7); 0 at t = 0.
+    Attributes:
+        alpha_bars: alpha-bar as T + 1 Python floats; alpha_bars[-1] is the clean data's, 1.
+        Buffers, float32 [T]: betas, alphas, alphas_cumprod (alpha-bar_t), alphas_cumprod_prev (alpha-bar_{t-1}, 1 at
+        t = 0), sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod, posterior_variance (eq. 7; 0 at t = 0).
 
     Raises:
-        ValueError: for an unknown mode, T < 1, or betas not in 0 < beta_1 <= beta_T < 1.
+        ValueError: for an unknown mode, T out of range, or betas not in 0 < beta_1 <= beta_T < 1.
     """
 
     def __init__(self, num_train_timesteps: int, beta_1: float = 1e-4, beta_T: float = 0.02, mode: str = "linear"):
         super().__init__()
-        if num_train_timesteps < 1:
-            raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}")
+        if not 1 <= num_train_timesteps <= MAX_TIMESTEPS:
+            raise ValueError(f"num_train_timesteps must be from 1 to {MAX_TIMESTEPS}, got {num_train_timesteps}")
         if not 0 < beta_1 <= beta_T < 1:
             raise ValueError(f"betas must satisfy 0 < beta_1 <= beta_T < 1, got {beta_1} and {beta_T}")
-
-        # Plain numbers from which the same schedule can be built again; they travel in checkpoints.
-        self.config = {
-            "num_train_timesteps": num_train_timesteps,
-            "beta_1": beta_1,
-            "beta_T": beta_T,
-            "mode": mode,
-        }
+        # The arguments, saved in checkpoints to rebuild the schedule.
+        self.config = dict(num_train_timesteps=num_train_timesteps, beta_1=beta_1, beta_T=beta_T, mode=mode)
         self.num_train_timesteps = num_train_timesteps
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)  # the order of sampling
 
-        if mode == "linear":
-            betas = torch.linspace(beta_1, beta_T, num_train_timesteps, dtype=torch.float64)
-        elif mode == "quad":
-            betas = torch.linspace(beta_1**0.5, beta_T**0.5, num_train_timesteps, dtype=torch.float64) ** 2
-        elif mode == "cosine":
-            u = torch.linspace(0, 1, num_train_timesteps + 1, dtype=torch.float64)
-            f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-            betas = (1 - f[1:] / f[:-1]).clamp(max=0.999)
-        else:
-            raise ValueError(f"unknown mode {mode!r}: choose one of {', '.join(MODES)}")
-
-        alphas = 1 - betas
-        alphas_cumprod = alphas.cumprod(0)
+        # In float64, cast once: in float32, 1 - alpha-bar_t loses four of its seven digits at small t.
+        betas = beta_schedule(num_train_timesteps, beta_1, beta_T, mode)
+        alphas_cumprod = (1 - betas).cumprod(0)
         alphas_cumprod_prev = F.pad(alphas_cumprod[:-1], (1, 0), value=1.0)
-
+        self.alpha_bars = [*alphas_cumprod.tolist(), 1.0]
         for name, values in {
             "betas": betas,
-            "alphas": alphas,
+            "alphas": 1 - betas,
             "alphas_cumprod": alphas_cumprod,
-            "one_minus_alphas_cumprod": 1 - alphas_cumprod,
             "alphas_cumprod_prev": alphas_cumprod_prev,
-            "one_minus_alphas_cumprod_prev": 1 - alphas_cumprod_prev,
+            "sqrt_alphas_cumprod": alphas_cumprod.sqrt(),
+            "sqrt_one_minus_alphas_cumprod": (1 - alphas_cumprod).sqrt(),
             "posterior_variance": (1 - alphas_cumprod_prev) / (1 - alphas_cumprod) * betas,
         }.items():
-            # Not in the state dict: the five numbers in `config` say it all, and can't contradict it.
-            self.register_buffer(name, values.float(), persistent=False)
+            self.register_buffer(name, values.float(), persistent=False)  # `config` rebuilds them
 
 
 class DiffusionModule(nn.Module):
-    """A noise-predicting network and a schedule: training loss, DDPM and DDIM sampling, files.
+    """A network and a noise schedule: training loss, sampling, checkpoints.
 
     Args:
-        network: eps_theta, called as network(x_t [B, ...], t [B] or [1]) -> predicted noise [B, ...].
-            None when a checkpoint is about to be loaded.
-        var_scheduler: the schedule; None likewise.
+        network: eps_theta, called as network(xt, t) -> predicted noise [B, ...]; None before `load`.
+        var_scheduler: the schedule; None before `load`.
 
     Raises:
-        ValueError: when a `SimpleNet` was built for fewer timesteps than the schedule has.
+        ValueError: for a `SimpleNet` of fewer timesteps than the schedule has.
     """
 
     def __init__(self, network: nn.Module | None, var_scheduler: BaseScheduler | None):
@@ -145,94 +130,58 @@ class DiffusionModule(nn.Module):
         if isinstance(network, SimpleNet) and var_scheduler is not None:
             known, T = network.config["num_timesteps"], var_scheduler.num_train_timesteps
             if known < T:
-                raise ValueError(f"the network knows {known} timesteps, the schedule has {T}")
+                raise ValueError(f"the network has {known} timesteps, the schedule has {T}")
         self.network = network
         self.var_scheduler = var_scheduler
 
     @property
     def device(self) -> torch.device:
-        """The device that network and schedule are on."""
+        """The device of network and schedule."""
         return self.var_scheduler.betas.device
 
-    # Forward process and training.
-
     def q_sample(self, x0: torch.Tensor, t: int | torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """x_t ~ q(x_t | x_0), DDPM eq. 4.
-
-        Args:
-            x0: clean points [B, ...].
-            t: timesteps, an int or [B].
-            noise: the standard Gaussian draw to use [B, ...]; a fresh one if None.
-
-        Returns:
-            Noisy points [B, ...].
-        """
+        """x_t, DDPM eq. 4; `noise` is drawn where it is None."""
         if noise is None:
             noise = torch.randn_like(x0)
-        alphas_prod_t = extract(self.var_scheduler.alphas_cumprod, t, x0)
-        variance = extract(self.var_scheduler.one_minus_alphas_cumprod, t, x0)
-        return alphas_prod_t.sqrt() * x0 + variance.sqrt() * noise
+        sqrt_alpha_bar_t = extract(self.var_scheduler.sqrt_alphas_cumprod, t, x0)
+        sqrt_one_minus_alpha_bar_t = extract(self.var_scheduler.sqrt_one_minus_alphas_cumprod, t, x0)
+        return sqrt_alpha_bar_t * x0 + sqrt_one_minus_alpha_bar_t * noise
 
     def draw_timesteps(self, batch_size: int) -> torch.Tensor:
-        """Timesteps for a training batch: t = T u^1.5 with u uniform in [0, 1).
+        """Training timesteps [batch_size]: t = T u^1.5, u uniform in [0, 1).
 
-        DDPM draws t itself uniformly (Algorithm 1, line 3). The power makes small t, where the fine
-        detail is decided, more frequent. The optimum stays: eq. 14 is minimised at each t by itself.
-
-        Returns:
-            int64 [batch_size] in 0..T-1.
+        DDPM draws t itself uniformly (Algorithm 1, line 3). The power favours small t, where fine detail is decided;
+        the optimum is the same, since eq. 14 is minimised at each t separately.
         """
         T = self.var_scheduler.num_train_timesteps
         u = torch.rand(batch_size, device=self.device)
-        return (T * u**1.5).long().clamp(max=T - 1)  # T u^1.5 may round up to T
+        return (T * u**1.5).long().clamp(max=T - 1)  # rounding may give T
 
     def compute_loss(self, x0: torch.Tensor) -> torch.Tensor:
-        """The simplified noise-matching loss (DDPM eq. 14; Algorithm 1), a mean over batch and features.
-
-        Args:
-            x0: clean points [B, ...].
-
-        Returns:
-            Scalar; 1 for a network that always says 0, since the noise has variance 1.
-        """
+        """DDPM eq. 14 (Algorithm 1) as a mean over batch and features: 1 for a network that predicts 0."""
         t = self.draw_timesteps(x0.shape[0])
         noise = torch.randn_like(x0)
         xt = self.q_sample(x0, t, noise)
         return F.mse_loss(self.network(xt, t), noise)
 
-    # Reverse process, DDPM.
-
     @torch.no_grad()
     def p_sample(self, xt: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
-        """One reverse step x_t -> x_{t-1}, DDPM eq. 11 (Algorithm 2, lines 3 and 4).
-
-        Args:
-            xt: points at timestep t [B, ...].
-            t: the timestep, an int or [B].
-
-        Returns:
-            Points at timestep t - 1 [B, ...]; at t = 0 these are clean points.
-        """
+        """x_{t-1}, DDPM eq. 11 and 7 (Algorithm 2, lines 3 and 4). At t = 0 no noise is added: the variance is 0."""
         t = as_timesteps(t, xt.device)
         beta_t = extract(self.var_scheduler.betas, t, xt)
         alpha_t = extract(self.var_scheduler.alphas, t, xt)
-        one_minus_alpha_bar_t = extract(self.var_scheduler.one_minus_alphas_cumprod, t, xt)
+        sqrt_one_minus_alpha_bar_t = extract(self.var_scheduler.sqrt_one_minus_alphas_cumprod, t, xt)
         posterior_variance = extract(self.var_scheduler.posterior_variance, t, xt)
 
         eps = self.network(xt, t)
-        mean = (xt - beta_t / one_minus_alpha_bar_t.sqrt() * eps) / alpha_t.sqrt()
+        mean = (xt - beta_t / sqrt_one_minus_alpha_bar_t * eps) / alpha_t.sqrt()
         return mean + posterior_variance.sqrt() * torch.randn_like(xt)
 
     @torch.no_grad()
     def p_sample_loop(self, shape: tuple[int, ...], return_traj: bool = False) -> torch.Tensor | list[torch.Tensor]:
-        """Sample from noise in T steps, DDPM Algorithm 2.
+        """Samples of a shape such as (num_points, 2) in T steps, DDPM Algorithm 2.
 
-        Args:
-            shape: of the samples, for instance (num_points, 2).
-            return_traj: also keep the way there.
-
-        Returns:
-            Samples of that shape; with `return_traj` the list of T + 1 tensors from noise to samples.
+        With `return_traj`, the list of T + 1 such tensors from noise to samples.
         """
         xt = torch.randn(shape, device=self.device)
         traj = [xt]
@@ -242,63 +191,43 @@ class DiffusionModule(nn.Module):
                 traj.append(xt)
         return traj if return_traj else xt
 
-    # Reverse process, DDIM.
-
     @torch.no_grad()
     def ddim_p_sample(
         self, xt: torch.Tensor, t: int | torch.Tensor, t_prev: int | torch.Tensor, eta: float = 0.0
     ) -> torch.Tensor:
-        """One reverse step x_t -> x_{t_prev} that may skip timesteps (DDIM paper, eq. 12 and 16).
+        """x_s for any s = t_prev < t (-1 for clean data), DDIM eq. 12 and 16.
 
-        Args:
-            xt: points at timestep t [B, ...].
-            t: the timestep, an int or [B].
-            t_prev: the timestep to go to, less than t; -1 is clean data.
-            eta: how much fresh noise, 0 (none: deterministic) to 1 (as DDPM).
-
-        Returns:
-            Points at timestep t_prev [B, ...].
+        Its noise is scaled by eta, from 0 (deterministic) to 1 (as in DDPM).
 
         Raises:
-            ValueError: for eta not in [0, 1], or t_prev not less than t.
+            ValueError: for eta outside [0, 1], or t_prev >= t.
         """
+        t, t_prev = as_timesteps(t, xt.device), as_timesteps(t_prev, xt.device)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {eta}")
-        t, t_prev = as_timesteps(t, xt.device), as_timesteps(t_prev, xt.device)
         if not (t_prev < t).all():
             raise ValueError("t_prev must be less than t")
-        alpha_bar_t = extract(self.var_scheduler.alphas_cumprod, t, xt)
-        one_minus_alpha_bar_t = extract(self.var_scheduler.one_minus_alphas_cumprod, t, xt)
-        # The "prev" buffers hold t_prev at entry t_prev + 1, so that -1 has a place.
-        alpha_bar_prev = extract(self.var_scheduler.alphas_cumprod_prev, t_prev + 1, xt)
-        one_minus_alpha_bar_prev = extract(self.var_scheduler.one_minus_alphas_cumprod_prev, t_prev + 1, xt)
+        # Entry t + 1 holds timestep t, so that the clean data (-1) have one.
+        sqrt_alpha_bar = F.pad(self.var_scheduler.sqrt_alphas_cumprod, (1, 0), value=1.0)
+        sqrt_one_minus_alpha_bar = F.pad(self.var_scheduler.sqrt_one_minus_alphas_cumprod, (1, 0), value=0.0)
+        signal_t, signal_s = (extract(sqrt_alpha_bar, i + 1, xt) for i in (t, t_prev))
+        noise_t, noise_s = (extract(sqrt_one_minus_alpha_bar, i + 1, xt) for i in (t, t_prev))
 
         eps = self.network(xt, t)
-        x0_pred = (xt - one_minus_alpha_bar_t.sqrt() * eps) / alpha_bar_t.sqrt()
-        # The last factor is good to 5e-4 of itself in float32 near t = 0, and only sets how much fresh noise there is.
-        variance = eta**2 * one_minus_alpha_bar_prev / one_minus_alpha_bar_t * (1 - alpha_bar_t / alpha_bar_prev)
-        direction = (one_minus_alpha_bar_prev - variance).sqrt() * eps
-        x_prev = alpha_bar_prev.sqrt() * x0_pred + direction
-        if eta > 0:
-            x_prev = x_prev + variance.sqrt() * torch.randn_like(xt)
-        return x_prev
+        x0_pred = (xt - noise_t * eps) / signal_t
+        sigma = eta * noise_s / noise_t * (1 - (signal_t / signal_s) ** 2).sqrt()
+        direction = (noise_s**2 - sigma**2).clamp(min=0).sqrt() * eps  # rounding may give a negative square
+        x_s = signal_s * x0_pred + direction
+        return x_s + sigma * torch.randn_like(xt) if eta > 0 else x_s
 
     @torch.no_grad()
     def ddim_p_sample_loop(
         self, shape: tuple[int, ...], num_inference_timesteps: int = 50, eta: float = 0.0
     ) -> torch.Tensor:
-        """Sample from noise in few steps, evenly spread from T - 1 down to clean data.
-
-        Args:
-            shape: of the samples, for instance (num_points, 2).
-            num_inference_timesteps: number of network calls, 1 to T.
-            eta: see `ddim_p_sample`.
-
-        Returns:
-            Samples of that shape.
+        """Sample in `num_inference_timesteps` (1 to T) DDIM steps, evenly spaced from T - 1 to the clean data.
 
         Raises:
-            ValueError: for a number of steps that is not in 1..T, or eta not in [0, 1].
+            ValueError: for a number of steps outside 1..T, or eta outside [0, 1].
         """
         T = self.var_scheduler.num_train_timesteps
         if not 1 <= num_inference_timesteps <= T:
@@ -309,16 +238,16 @@ class DiffusionModule(nn.Module):
             xt = self.ddim_p_sample(xt, t, t_prev, eta)
         return xt
 
-    # Files.
-
     def save(self, path: str | os.PathLike) -> None:
-        """Write a checkpoint: plain numbers and tensors, enough to rebuild network and schedule.
+        """Write a checkpoint of plain numbers and tensors, enough to rebuild network and schedule.
 
         Raises:
-            TypeError: when the network is not a `SimpleNet`, and so could not be rebuilt from numbers.
+            TypeError: for any other network or schedule, a subclass too: `load` could not rebuild it.
+            OSError: when the file cannot be written.
         """
-        if not isinstance(self.network, SimpleNet):
-            raise TypeError(f"only a SimpleNet can be saved, not a {type(self.network).__name__}")
+        for part, kind in ((self.network, SimpleNet), (self.var_scheduler, BaseScheduler)):
+            if type(part) is not kind:
+                raise TypeError(f"only a {kind.__name__} itself can be saved, not a {type(part).__name__}")
         checkpoint = {
             "format": CHECKPOINT_FORMAT,
             "version": CHECKPOINT_VERSION,
@@ -326,36 +255,33 @@ class DiffusionModule(nn.Module):
             "var_scheduler": self.var_scheduler.config,
             "state_dict": self.network.state_dict(),
         }
-        torch.save(checkpoint, path)
+        with Path(path).open("wb") as file:
+            torch.save(checkpoint, file)
 
     def load(self, path: str | os.PathLike) -> None:
-        """Replace network and schedule by those of a checkpoint. Runs no code of the file.
-
-        They come to the device that the module was on, or to the CPU where it was empty.
+        """Replace network and schedule by those of a checkpoint, on the same device. Runs no code of the file.
 
         Raises:
-            OSError: when the file is not there or cannot be read.
-            ValueError: when the file is not a checkpoint that `save` wrote; the module stays as it was.
+            OSError: when the file cannot be read.
+            UserError: when it is not a valid checkpoint; the module then stays as it was.
         """
         with Path(path).open("rb") as file:
             try:
                 checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-            except Exception as error:  # on foreign bytes the reader fails in many ways, IndexError among them
-                raise ValueError(f"{path}: not a checkpoint of this program, or a damaged one") from error
-        if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
-            raise ValueError(f"{path}: not a checkpoint of this program")
-        if str(checkpoint.get("version")) != str(CHECKPOINT_VERSION):
-            raise ValueError(
-                f"{path}: checkpoint version {checkpoint.get('version')}, this program reads {CHECKPOINT_VERSION}"
-            )
+            except Exception as error:  # torch.load fails on foreign bytes in many ways
+                raise UserError(f"{path}: not a checkpoint of this program, or damaged") from error
         try:
+            if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
+                raise ValueError(f"its format is not {CHECKPOINT_FORMAT!r}")
+            if checkpoint["version"] != CHECKPOINT_VERSION:
+                raise ValueError(f"its version is {checkpoint['version']}, this program reads {CHECKPOINT_VERSION}")
             network = SimpleNet(**checkpoint["network"])
-            var_scheduler = BaseScheduler(**checkpoint["var_scheduler"])
             network.load_state_dict(checkpoint["state_dict"])
-            loaded = DiffusionModule(network, var_scheduler)
-        except Exception as error:  # plain data of any kind may stand where numbers should
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path}: what the checkpoint says of itself does not fit: {reason}") from error
+            if not all(weight.isfinite().all() for weight in network.parameters()):
+                raise ValueError("its weights are not finite")
+            loaded = DiffusionModule(network, BaseScheduler(**checkpoint["var_scheduler"]))
+        except Exception as error:  # any plain data may stand where numbers are expected
+            raise UserError(f"{path}: not a valid checkpoint: {' '.join(str(error).split())}") from error
         if self.var_scheduler is not None:
             loaded.to(self.device)
         self.network, self.var_scheduler = loaded.network, loaded.var_scheduler

@@ -1,15 +1,13 @@
 # %% [markdown]
 # # A diffusion model learns the Swiss roll
 #
-# We have a cloud of points and want *more points like these*, without a formula for where they come
-# from. A diffusion model does it in two moves. It destroys the data with noise, step by step, until
-# nothing is left of it. Then it learns to take each of these steps back. Whoever can take them back
-# can start from fresh noise and arrive at fresh data.
+# Given a cloud of points, we want *more points like these*, without a formula for their distribution.
+# A diffusion model adds noise to the data step by step until only noise is left, and learns to reverse
+# each of these steps. New data then come from fresh noise.
 #
-# This file is a notebook (VS Code opens its cells as they are, Jupyter with jupytext) and a
-# program:
+# This file is a notebook (VS Code opens its cells as they are, Jupyter with jupytext) and a program:
 #
-#     python ddpm_tutorial.py [--dataset swiss_roll] [--seed 0] [--device auto] [--out results]
+#     python ddpm_tutorial.py --dataset swiss_roll --seed 0 --device auto --out results
 
 # %%
 import argparse
@@ -17,42 +15,42 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib
-
-IN_NOTEBOOK = "ipykernel" in sys.modules
-if not IN_NOTEBOOK:
-    matplotlib.use("Agg")  # a program draws into files and needs no screen
-
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.animation import FuncAnimation, PillowWriter
 
 from chamferdist import chamfer_distance
+from cli import ArgumentParser, exit_on_user_error, int_range, select_device, writable_folder
 from dataset import DATASETS, TwoDimDataClass, get_data_iterator
 from ddpm import BaseScheduler, DiffusionModule
 from network import SimpleNet
-from options import OneLineParser, device, integer_from, writable_folder
 from training import train
+
+IN_NOTEBOOK = "ipykernel" in sys.modules
+if not IN_NOTEBOOK:
+    plt.switch_backend("Agg")  # write files, open no windows
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = OneLineParser(description="Train a DDPM on 2D points, draw what happens, measure how well it went.")
+    parser = ArgumentParser(description="Train a DDPM on 2D points, plot each stage and measure the result.")
     add = parser.add_argument
-    add("--dataset", choices=DATASETS, default="swiss_roll", help="the points to learn (default: swiss_roll)")
-    add("--seed", type=integer_from(0, 2**32 - 1), default=0, help="of data, weights and noise (default: 0)")
-    add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    add("--out", type=writable_folder, default="results", help="folder for the pictures (default: results)")
-    add("--num_iterations", type=integer_from(1), default=5000, help="training steps (default: 5000)")
-    return parser.parse_args([] if IN_NOTEBOOK else None)
+    add("--dataset", choices=DATASETS, default="swiss_roll", help="the target distribution")
+    add("--seed", type=int_range(0, 2**32 - 1), default=0, help="of data, weights and noise")
+    add("--device", type=select_device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--out", type=writable_folder, default="results", help="folder for figures and checkpoint")
+    add("--num_iterations", type=int_range(1), default=5000, help="training steps")
+    # In a notebook, sys.argv holds the arguments of the kernel; after `%run ddpm_tutorial.py ...` it holds ours.
+    return parser.parse_args([] if sys.argv[0].endswith("kernel_launcher.py") else None)
 
 
 args = parse_arguments()
-torch.set_num_threads(1)  # for tensors this small, more gain little, and on a busy machine they wait for each other
+torch.set_num_threads(1)  # more threads do not speed up tensors this small
 np.random.seed(args.seed)
 torch.manual_seed(args.seed)
 
 # %%
-# What the lab fixes.
+# The hyper-parameters of the lab.
 config = {
     "num_diffusion_steps": 1000,
     "dim_hids": [128, 128, 128],
@@ -63,44 +61,48 @@ config = {
     "num_vis_particles": 500,
     "num_eval_points": 2048,
 }
-num_vis_particles = config["num_vis_particles"]
-pictures: list[Path] = []
+T, num_vis_particles = config["num_diffusion_steps"], config["num_vis_particles"]
+files: list[Path] = []
 
-plt.rcParams.update(
-    {
-        "figure.dpi": 110,
-        "savefig.bbox": "tight",
-        "font.size": 11,
-        "image.cmap": "viridis",
-    }
-)
+plt.rcParams.update({"figure.dpi": 110, "savefig.bbox": "tight", "font.size": 11})
 BLUE, ORANGE = "#2a6fbb", "#e07b28"
-STRIP = 30  # size of letters over a strip of ten pictures, which is shown much smaller than it is
 
 
-def keep(fig: plt.Figure, name: str) -> None:
-    """Write the figure beside the others; a notebook shows it as well."""
-    pictures.append(args.out / f"{args.dataset}_{name}.png")
-    fig.savefig(pictures[-1])
+def output(name: str) -> Path:
+    """The path of an output file, listed at the end."""
+    files.append(args.out / f"{args.dataset}{name}")
+    return files[-1]
+
+
+@exit_on_user_error()
+def save_figure(fig: plt.Figure, name: str) -> None:
+    """Write a figure to a file; a notebook shows it as well."""
+    fig.savefig(output(f"_{name}.png"))
     if not IN_NOTEBOOK:
         plt.close(fig)
 
 
-def scatter(ax: plt.Axes, points: torch.Tensor, color: str | torch.Tensor, title: str = "", size: int = 13) -> None:
-    """Points [N, 2] with the same scale in both directions and no axes."""
-    points = points.cpu()
-    ax.scatter(points[:, 0], points[:, 1], s=9, c=color, linewidths=0)
-    ax.set_title(title, fontsize=size)
-    ax.set_aspect("equal")
+def scatter(ax: plt.Axes, points: torch.Tensor, color: str | torch.Tensor, **title: object) -> None:
+    """Plot points [N, 2] at equal scales, without axes."""
+    ax.scatter(*points.cpu().T, s=9, c=color, linewidths=0)
+    ax.set(aspect="equal", **title)
     ax.set_axis_off()
+
+
+def save_strip(clouds: dict[str, torch.Tensor], color: torch.Tensor, name: str) -> None:
+    """A row of point clouds by title; each point has the same colour in all of them."""
+    fig, axs = plt.subplots(1, len(clouds), figsize=(28, 3), sharex=True, sharey=True)
+    with plt.rc_context({"axes.titlesize": 30}):  # the strip is shown much smaller than it is
+        for ax, (title, points) in zip(axs, clouds.items(), strict=True):
+            scatter(ax, points, color, title=title)
+    save_figure(fig, name)
 
 
 # %% [markdown]
 # ## Target and prior
 #
-# On the left is what the model shall learn to draw. On the right is where it will start: points of
-# a standard Gaussian, the *prior*, which anybody can draw. The million target points stay in
-# memory; the pictures show 500 of them.
+# Left: the target distribution. Right: the *prior*, a standard Gaussian, where sampling starts.
+# The target is a set of a million points; the figures show 500 of them.
 
 # %%
 target_ds = TwoDimDataClass(args.dataset, config["num_target_points"], config["batch_size"])
@@ -108,48 +110,45 @@ target = target_ds[:num_vis_particles]
 prior = torch.randn(num_vis_particles, 2)
 
 fig, axs = plt.subplots(1, 2, figsize=(8, 4), sharex=True, sharey=True)
-scatter(axs[0], target, BLUE, "target $q(x_0)$")
-scatter(axs[1], prior, "gray", "prior $p(x_T)$")
-keep(fig, "target_and_prior")
+scatter(axs[0], target, BLUE, title="target")
+scatter(axs[1], prior, "gray", title="prior")
+save_figure(fig, "target_and_prior")
 
 # %% [markdown]
-# ## The way into noise
+# ## Forward process
 #
-# One step of the forward process shrinks a point a little and adds a little noise. Steps of
-# Gaussian noise add up to Gaussian noise, so any $x_t$ can be had at once, without walking there
-# (DDPM, eq. 4):
+# Each step scales a point down a little and adds a little Gaussian noise. Sums of Gaussians are
+# Gaussian, so $x_t$ can be sampled directly from a target point $x$ (DDPM, eq. 4; $t$ counts from 0):
 #
-# $$x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon, \qquad \epsilon \sim \mathcal N(0, I)$$
+# $$x_t = \sqrt{\bar\alpha_t}\, x + \sqrt{1 - \bar\alpha_t}\, \epsilon, \qquad \epsilon \sim \mathcal N(0, I)$$
 #
-# Each point keeps the colour that it has at $t = 0$ (its distance from the centre). Fine structure
-# goes first: at $t = 100$ the roll is already thick, at $t = 250$ its arms have grown together, at
-# $t = 450$ only a blur with a little of the colours' order is left.
+# The colour of a point is its distance from the centre at $t = 0$. Fine structure disappears first:
+# at $t = 100$ the roll is thick, at $t = 250$ its arms have merged, and at $t = 450$ it is a blur in
+# which the colours are still slightly ordered.
 
 # %%
-network = SimpleNet(dim_in=2, dim_out=2, dim_hids=config["dim_hids"], num_timesteps=config["num_diffusion_steps"])
-var_scheduler = BaseScheduler(config["num_diffusion_steps"], beta_1=1e-4, beta_T=0.02, mode="linear")
+network = SimpleNet(dim_in=2, dim_out=2, dim_hids=config["dim_hids"], num_timesteps=T)
+var_scheduler = BaseScheduler(T, beta_1=1e-4, beta_T=0.02, mode="linear")
 ddpm = DiffusionModule(network, var_scheduler).to(args.device)
 
-fig, axs = plt.subplots(1, 10, figsize=(28, 3), sharex=True, sharey=True)
-for ax, t in zip(axs, range(0, 500, 50), strict=True):
-    x_t = ddpm.q_sample(target.to(ddpm.device), torch.full((num_vis_particles,), t))
-    scatter(ax, x_t, target.norm(dim=1), f"$q(x_{{{t}}})$", STRIP)
-keep(fig, "q_sample")
+x = target.to(ddpm.device)
+noisy = {f"$q(x_{{{t}}})$": ddpm.q_sample(x, torch.full((num_vis_particles,), t)) for t in range(0, 500, 50)}
+save_strip(noisy, target.norm(dim=1), "q_sample")
 
 # %% [markdown]
-# ## Learning the way back
+# ## Training
 #
-# The network sees a noisy point and its timestep, and says which noise is in it. The loss is the
-# mean squared error of that answer (DDPM, eq. 14); saying nothing at all would cost 1.
+# The network receives a noisy point and its timestep, and predicts the noise in it. The loss is the
+# mean squared error of this prediction (DDPM, eq. 14); a prediction of 0 has a loss of 1.
 #
-# The curve falls quickly and then seems to stand still, far above 0. That is not a failure. A point
-# that was moved *along* the roll is as good a point of the roll as before, so this part of its noise
-# cannot be told: at small $t$ no network gets below about one half. (At large $t$ the task is easy:
-# $x_t$ is nearly all noise.) What the model still learns after the first 1000 steps hardly shows in
-# this average, and decides how sharp the samples are.
+# The curve falls quickly and then stays almost constant, far above 0. This is expected. A point moved
+# *along* the roll is as likely as before, so this component of its noise cannot be predicted: at small
+# $t$ no network gets below about 0.5. (At large $t$, $x_t$ is nearly all noise and the task is easy.)
+# Progress after the first 1000 steps hardly shows in this average, but makes the samples sharp.
 
 # %%
-losses = train(ddpm, get_data_iterator(target_ds.get_dataloader()), config["num_iterations"], config["lr"])
+with exit_on_user_error():
+    losses = train(ddpm, get_data_iterator(target_ds.get_dataloader()), config["num_iterations"], config["lr"])
 
 window = max(1, len(losses) // 50)
 smoothed = np.convolve(losses, np.ones(window) / window, mode="valid")
@@ -159,36 +158,51 @@ ax.plot(np.arange(len(smoothed)) + window / 2, smoothed, color=BLUE, linewidth=2
 ax.set(xlabel="training step", ylabel="loss", title="Noise-matching loss", ylim=(0, None))
 ax.legend(frameon=False)
 ax.grid(alpha=0.3)
-keep(fig, "loss")
+save_figure(fig, "loss")
 
 # %% [markdown]
-# ## New points
+# ## Sampling
 #
-# Sampling starts from the prior and takes a thousand small steps back (DDPM, Algorithm 2). Each
-# moves the points to where the network believes they came from, and adds a little fresh noise,
-# except the last.
+# Sampling starts from the prior and takes 1000 reverse steps (DDPM, Algorithm 2). Each step moves the
+# points towards the data that the network predicts, and adds a little fresh noise, except the last.
 #
-# Here are the same points at ten moments of the way, coloured by where they end. For a long time
-# nothing seems to happen; the order of the colours appears before the shape does, and the arms
-# separate only in the last fifth.
+# The figure shows the same points at ten moments; their colour is the distance from the centre at the
+# end. The colours are ordered before the shape appears, and the arms separate only in the last fifth.
 
 # %%
-traj = ddpm.p_sample_loop((config["num_eval_points"], 2), return_traj=True)
-samples = traj[-1].cpu()
+with exit_on_user_error():
+    traj = torch.stack(ddpm.p_sample_loop((config["num_eval_points"], 2), return_traj=True)).cpu()  # [T + 1, N, 2]
+samples = traj[-1]
+visible, color = traj[:, :num_vis_particles], samples[:num_vis_particles].norm(dim=1)
 
-fig, axs = plt.subplots(1, 10, figsize=(28, 3), sharex=True, sharey=True)
-for ax, t in zip(axs, [1000, 800, 600, 450, 350, 250, 150, 100, 50, 0], strict=True):
-    x_t = traj[len(traj) - 1 - t][:num_vis_particles]  # the list starts with noise
-    scatter(ax, x_t, samples[:num_vis_particles].norm(dim=1), f"{t} left", STRIP)
-keep(fig, "reverse_chain")
+moments = [1000, 800, 600, 450, 350, 250, 150, 100, 50, 0]
+save_strip({f"{left} left": visible[T - left] for left in moments}, color, "reverse_chain")
+
+# %%
+# The same as an animation of 60 frames, most of them near the end.
+fig, ax = plt.subplots(figsize=(3.5, 3.5))
+scatter(ax, visible[-1], color)
+(dots,) = ax.collections
+dots.set_clip_on(False)
+
+
+def draw_frame(left: int) -> None:
+    dots.set_offsets(visible[T - left])
+    ax.set_title(f"{left} steps left")
+
+
+animation = FuncAnimation(fig, draw_frame, frames=(T * np.linspace(1, 0, 60) ** 2).round().astype(int))
+with exit_on_user_error():
+    animation.save(output("_reverse_chain.gif"), writer=PillowWriter(fps=15))
+plt.close(fig)
 
 # %% [markdown]
-# ## How good are they?
+# ## Evaluation
 #
-# Below, samples lie over target points. The Chamfer distance says in a number how well: for each
-# point the squared distance to the nearest point of the other set, summed both ways. It grows with
-# stray samples (far from any target) and with gaps (targets that no sample comes near). Two sets of
-# 2048 target points are about 0.4 apart, so that is the floor; below 20 is what the lab asks for.
+# The Chamfer distance compares samples with target points: for each point the squared distance to the
+# nearest point of the other set, summed both ways. It grows with stray samples, far from any target
+# point, and with gaps, target points far from any sample. Two sets of 2048 points of the Swiss roll are
+# about 0.4 apart, which is the best that a model can reach; the lab asks for less than 20.
 
 # %%
 num_eval = config["num_eval_points"]
@@ -197,16 +211,15 @@ floor = chamfer_distance(target_ds[num_eval : 2 * num_eval], target_ds[:num_eval
 
 fig, ax = plt.subplots(figsize=(5, 5))
 scatter(ax, target, BLUE)
-scatter(ax, samples[:num_vis_particles], ORANGE, f"Chamfer distance {distance:.2f}")
+scatter(ax, samples[:num_vis_particles], ORANGE, title=f"Chamfer distance {distance:.2f}")
 ax.legend(["target", "samples"], frameon=False, loc="upper right", bbox_to_anchor=(1.15, 1.0))
-keep(fig, "samples")
+save_figure(fig, "samples")
 
 # %%
-ddpm.save(args.out / f"{args.dataset}.ckpt")
 result = {"dataset": args.dataset, "seed": args.seed, "chamfer": round(distance, 4), "floor": round(floor, 4), **config}
-numbers = args.out / f"{args.dataset}.json"
-numbers.write_text(json.dumps(result, indent=2) + "\n")
-for path in [*pictures, numbers, args.out / f"{args.dataset}.ckpt"]:
-    print(path)
+with exit_on_user_error():
+    output(".json").write_text(json.dumps(result, indent=2) + "\n")
+    ddpm.save(output(".ckpt"))
+print(*files, sep="\n")
 print(f"Two sets of {num_eval} target points: {floor:.4f}")
 print(f"DDPM Chamfer Distance: {distance:.4f}")

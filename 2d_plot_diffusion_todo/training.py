@@ -1,4 +1,4 @@
-"""The training loop of the 2D task: DDPM Algorithm 1 with Adam and a falling learning rate."""
+"""The training loop of Task 1: DDPM Algorithm 1 with Adam."""
 
 from collections.abc import Iterator
 
@@ -15,23 +15,14 @@ def train(
     learning_rate: float = 1e-3,
     decay: bool = True,
 ) -> torch.Tensor:
-    """Train the network in place.
+    """Train the network in place on its device, with endless `batches` of clean points [B, D].
 
-    Args:
-        ddpm: network and schedule, on the device to train on.
-        batches: endless clean points [B, D], see `dataset.get_data_iterator`.
-        num_iterations: number of gradient steps.
-        learning_rate: Adam's at the start.
-        decay: let it fall to 0 along half a cosine, so that the last steps average out the noise
-            of the gradients; otherwise it stays.
-
-    Returns:
-        The loss of every step, float32 [num_iterations] on the CPU.
+    With `decay`, the learning rate falls to 0 along half a cosine, so that the last steps average out the gradient
+    noise. Returns the loss of each step, float32 [num_iterations], on the CPU.
     """
     optimizer = torch.optim.Adam(ddpm.parameters(), lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_iterations) if decay else None
-    # Losses stay on the device until the end: reading one number a step would make a GPU wait.
-    losses = torch.empty(num_iterations, device=ddpm.device)
+    losses = torch.empty(num_iterations, device=ddpm.device)  # read once at the end: each read would stall a GPU
     for i in trange(num_iterations, desc="training"):
         loss = ddpm.compute_loss(next(batches).to(ddpm.device))
         optimizer.zero_grad()

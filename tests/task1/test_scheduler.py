@@ -1,6 +1,5 @@
-"""The schedule against its definition in float64, and against another library."""
+"""The noise schedule against its definition in float64."""
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -20,9 +19,9 @@ def test_buffers_agree_with_their_definitions_in_float64(mode, T):
         "betas": betas,
         "alphas": 1 - betas,
         "alphas_cumprod": alphas_cumprod,
-        "one_minus_alphas_cumprod": 1 - alphas_cumprod,
         "alphas_cumprod_prev": prev,
-        "one_minus_alphas_cumprod_prev": 1 - prev,
+        "sqrt_alphas_cumprod": alphas_cumprod**0.5,
+        "sqrt_one_minus_alphas_cumprod": (1 - alphas_cumprod) ** 0.5,
         "posterior_variance": betas * (1 - prev) / (1 - alphas_cumprod),
     }
     buffers = dict(scheduler.named_buffers())
@@ -30,68 +29,37 @@ def test_buffers_agree_with_their_definitions_in_float64(mode, T):
     for name, values in expected.items():
         assert buffers[name].dtype == torch.float32
         np.testing.assert_allclose(buffers[name].numpy(), values, rtol=2e-7, atol=1e-12, err_msg=name)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_schedule_destroys_the_data_monotonically(mode):
-    scheduler = BaseScheduler(1000, mode=mode)
-    assert ((scheduler.betas > 0) & (scheduler.betas <= 0.999)).all()
-    assert (scheduler.betas.diff() >= 0).all()
-    assert (scheduler.alphas_cumprod.diff() < 0).all()
-    assert scheduler.alphas_cumprod[-1] < 5e-3
-    assert scheduler.alphas_cumprod_prev[0] == 1
-    assert scheduler.posterior_variance[0] == 0
-    assert (scheduler.posterior_variance <= scheduler.betas).all()
+    assert scheduler.timesteps.tolist() == list(reversed(range(T))) and scheduler.num_train_timesteps == T
 
 
 @pytest.mark.parametrize(
-    ("mode", "theirs"), [("linear", "linear"), ("quad", "scaled_linear"), ("cosine", "squaredcos_cap_v2")]
-)
-def test_agrees_with_diffusers(mode, theirs):
-    ours = BaseScheduler(1000, mode=mode)
-    other = diffusers.DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, beta_schedule=theirs)
-    torch.testing.assert_close(ours.betas, other.betas, rtol=2e-4, atol=1e-7)
-    torch.testing.assert_close(ours.alphas_cumprod, other.alphas_cumprod, rtol=2e-4, atol=1e-7)
-
-
-def test_order_of_sampling():
-    assert BaseScheduler(5).timesteps.tolist() == [4, 3, 2, 1, 0]
-    assert BaseScheduler(5).num_train_timesteps == 5
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("changed", "named"),
     [
-        ({"num_train_timesteps": 10, "mode": "sigmoid"}, "'sigmoid': choose one of linear, quad, cosine"),
-        ({"num_train_timesteps": 0}, "num_train_timesteps must be at least 1, got 0"),
-        ({"num_train_timesteps": 10, "beta_1": 0.0}, "0 < beta_1 <= beta_T < 1"),
-        ({"num_train_timesteps": 10, "beta_T": 1.0}, "0 < beta_1 <= beta_T < 1"),
-        ({"num_train_timesteps": 10, "beta_1": 0.3, "beta_T": 0.2}, "got 0.3 and 0.2"),
+        ({"mode": "sigmoid"}, "sigmoid.*linear.*quad.*cosine"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps.*0"),
+        ({"beta_1": 0.0}, "beta_1.*0.0"),
+        ({"beta_T": 1.0}, "beta_T.*1.0"),
+        ({"beta_1": 0.3, "beta_T": 0.2}, "beta_1.*beta_T.*0.3.*0.2"),
     ],
 )
-def test_bad_settings_are_named(arguments, words):
-    with pytest.raises(ValueError, match=words):
-        BaseScheduler(**arguments)
+def test_bad_settings_are_named(changed, named):
+    with pytest.raises(ValueError, match=named):
+        BaseScheduler(**{"num_train_timesteps": 10} | changed)
 
 
 def test_extract_takes_every_form_of_t():
     table, x = torch.arange(10.0) ** 2, torch.zeros(3, 2, 4)
-    many = torch.tensor([9.0, 0.0, 16.0]).reshape(3, 1, 1)
     for t in ([3, 0, 4], [[3], [0], [4]]):
         for dtype in (torch.int64, torch.int32, torch.uint8, torch.float32, torch.float64):
-            assert torch.equal(extract(table, torch.tensor(t, dtype=dtype), x), many)
+            assert extract(table, torch.tensor(t, dtype=dtype), x).tolist() == [[[9.0]], [[0.0]], [[16.0]]]
     for t in (4, torch.tensor(4), torch.tensor([4]), torch.tensor(4.0), torch.tensor([[4]])):
-        out = extract(table, t, x)
-        assert out.shape == (1, 1, 1) and out.item() == 16
+        assert extract(table, t, x).tolist() == [[[16.0]]]
 
 
-@pytest.mark.parametrize("t", [10, -1, torch.tensor([0, 10]), torch.tensor([-1, 3])])
-def test_extract_refuses_timesteps_outside_the_schedule(t):
-    with pytest.raises(RuntimeError, match="out of bounds"):
-        extract(torch.arange(10.0), t, torch.zeros(2, 2))
-
-
-@pytest.mark.parametrize("t", [0.5, torch.tensor([1.0, 2.5]), torch.tensor(float("nan"))])
-def test_fractional_timesteps_are_refused(t):
-    with pytest.raises(ValueError, match="whole numbers"):
-        as_timesteps(t, torch.device("cpu"))
+def test_timesteps_that_are_not_in_the_schedule_are_rejected():
+    for t in (10, -1, torch.tensor([0, 10]), torch.tensor([-1, 3])):
+        with pytest.raises(RuntimeError):
+            extract(torch.arange(10.0), t, torch.zeros(2, 2))
+    for t in (0.5, torch.tensor([1.0, 2.5]), torch.tensor(float("nan"))):
+        with pytest.raises(ValueError):
+            as_timesteps(t, torch.device("cpu"))

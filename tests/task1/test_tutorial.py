@@ -1,124 +1,92 @@
 """Training and the tutorial as their users run them."""
 
+import contextlib
+import io
 import json
 import math
+import re
+import runpy
 import subprocess
 import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-import chamferdist
 from chamferdist import chamfer_distance
+from cli import UserError, exit_on_user_error
 from dataset import DATASETS, TwoDimDataClass, get_data_iterator
 from ddpm import BaseScheduler, DiffusionModule
-from network import SimpleNet
 from oracles import refused
 from training import train
 
-PICTURES = ["target_and_prior", "q_sample", "loss", "reverse_chain", "samples"]
-
-
-def test_a_short_training_lowers_the_loss_and_the_distance():
-    data = TwoDimDataClass("swiss_roll", 10_000, 128)
-    ddpm = DiffusionModule(SimpleNet(2, 2, [64, 64], 100), BaseScheduler(100, mode="cosine"))
-
-    def distance():
-        return chamfer_distance(ddpm.p_sample_loop((1000, 2)), data[:1000])
-
-    before = distance()
-    losses = train(ddpm, get_data_iterator(data.get_dataloader()), num_iterations=500)
-    assert losses.shape == (500,) and losses.isfinite().all()
-    assert losses[-100:].mean() < 0.8 * losses[:20].mean()
-    assert distance() < before / 5
+FIGURES = ["target_and_prior", "q_sample", "loss", "reverse_chain", "samples"]
+BAD_FLAGS = (
+    "--dataset spiral, --seed -1, --seed 4294967296, --seed 1.5, --num_iterations 0, --device toaster, "
+    "--device meta, --device cuda:99, --out a_file, --out a_file/results, --epochs 3, --num 3"
+)
 
 
 @pytest.mark.parametrize("decay", [True, False])
-def test_learning_rate_falls_unless_told_otherwise(decay, monkeypatch):
-    rates = []
+def test_learning_rate_falls_along_half_a_cosine_or_stays(decay):
+    """Under a constant gradient, each step of Adam moves a weight by the learning rate."""
 
-    class Adam(torch.optim.Adam):
-        def step(self):
-            rates.append(self.param_groups[0]["lr"])
-            return super().step()
+    class Weight(DiffusionModule):
+        def compute_loss(self, x0):
+            path.append(self.network.weight.item())
+            return self.network.weight.sum()
 
-    monkeypatch.setattr(torch.optim, "Adam", Adam)
-    ddpm = DiffusionModule(SimpleNet(2, 2, [4], 10), BaseScheduler(10))
-    train(
-        ddpm,
-        get_data_iterator([torch.zeros(8, 2)]),
-        num_iterations=10,
-        learning_rate=0.1,
-        **{} if decay else {"decay": False},
-    )
-    expected = [0.05 * (1 + math.cos(math.pi * i / 10)) for i in range(10)] if decay else [0.1] * 10
-    assert rates == pytest.approx(expected)
+    path = []
+    ddpm = Weight(torch.nn.Linear(1, 1, bias=False), BaseScheduler(10))
+    train(ddpm, get_data_iterator([torch.zeros(8, 2)]), 11, 0.1, decay=decay)
+    expected = [0.05 * (1 + math.cos(math.pi * i / 11)) if decay else 0.1 for i in range(10)]
+    assert -np.diff(path) == pytest.approx(expected, rel=1e-3)
 
 
-def test_tutorial_makes_every_picture_and_prints_the_distance(program, tmp_path, monkeypatch):
-    out = tmp_path / "a folder" / "results"
-    strip, measured = [], []
-    q_sample = DiffusionModule.q_sample
+@pytest.fixture(scope="module")
+def tutorial(task_folder, tmp_path_factory):
+    """A short run of the tutorial with seed 3: its arguments, output folder, variables and standard output."""
+    out = tmp_path_factory.mktemp("a folder") / "new" / "results"
+    arguments = ["ddpm_tutorial.py", "--num_iterations", "60", "--seed", "3", "--out", str(out)]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as stdout:
+        patch.setattr(sys, "argv", arguments)
+        variables = runpy.run_path(str(task_folder / "ddpm_tutorial.py"), run_name="__main__")
+    return arguments, out, variables, stdout.getvalue()
 
-    def spied_q_sample(self, x0, t, noise=None):
-        strip.append((len(x0), t))
-        return q_sample(self, x0, t, noise)
 
-    def spied_chamfer_distance(S1, S2):
-        measured.append((S1, S2))
-        return chamfer_distance(S1, S2)
+def test_tutorial_writes_every_file(tutorial):
+    _, out, _, stdout = tutorial
+    suffixes = [*(f"_{name}.png" for name in FIGURES), "_reverse_chain.gif", ".ckpt", ".json"]
+    assert {path.name for path in out.iterdir()} == {f"swiss_roll{suffix}" for suffix in suffixes}
+    assert set(stdout.splitlines()[:-2]) == {str(path) for path in out.iterdir()}
+    assert all(path.stat().st_size > 5000 for path in out.iterdir() if path.suffix != ".json")
+    with Image.open(out / "swiss_roll_reverse_chain.gif") as gif:
+        assert 30 <= gif.n_frames <= 100
+    DiffusionModule(None, None).load(out / "swiss_roll.ckpt")
 
-    monkeypatch.setattr(DiffusionModule, "q_sample", spied_q_sample)
-    monkeypatch.setattr(chamferdist, "chamfer_distance", spied_chamfer_distance)
-    run = program("ddpm_tutorial.py", "--num_iterations", 60, "--out", out, "--seed", 3)
-    assert run.returncode == 0, run.stderr
-    files = sorted(path.name for path in out.iterdir())
-    assert files == sorted([f"swiss_roll_{name}.png" for name in PICTURES] + ["swiss_roll.ckpt", "swiss_roll.json"])
-    numbers = json.loads((out / "swiss_roll.json").read_text())
-    assert f"DDPM Chamfer Distance: {numbers['chamfer']:.4f}" in run.stdout
-    assert f"2048 target points: {numbers['floor']:.4f}" in run.stdout
-    assert all((out / name).stat().st_size > 5000 for name in files if not name.endswith(".json"))
-    # The strip: 500 points at t = 0, 50, ..., 450. The score: 2048 samples against the first 2048 of the target.
-    assert [(n, int(t.unique())) for n, t in strip[:10]] == [(500, t) for t in range(0, 500, 50)]
-    (samples, target), (more_target, same_target) = measured
+
+def test_tutorial_shows_and_measures_what_the_lab_asks_for(tutorial):
+    _, out, variables, stdout = tutorial
+    assert [*map(int, re.findall(r"\d+", " ".join(variables["noisy"])))] == list(range(0, 500, 50))
+    assert all(x_t.shape == (500, 2) for x_t in variables["noisy"].values())
     np.random.seed(3)
-    assert samples.shape == (2048, 2)
-    points = TwoDimDataClass("swiss_roll", 1_000_000, 128)
-    assert torch.equal(target, points[:2048])
-    assert torch.equal(torch.cat([same_target, more_target]), points[:4096])
-
-    last = run.stdout.strip().splitlines()[-1]
-    assert last.startswith("DDPM Chamfer Distance: ")
-    assert float(last.split(": ")[1]) > 0
-    assert last == f"DDPM Chamfer Distance: {float(last.split(': ')[1]):.4f}"
-
-    again = DiffusionModule(None, None)
-    again.load(out / "swiss_roll.ckpt")
-    assert again.network.config["dim_hids"] == [128, 128, 128]
+    points = TwoDimDataClass("swiss_roll", 1_000_000, 128)[:4096]
+    assert variables["samples"].shape == (2048, 2)
+    floor, distance = (chamfer_distance(points[:2048], other) for other in (points[2048:], variables["samples"]))
+    assert [line.split(": ")[1] for line in stdout.splitlines()[-2:]] == [f"{floor:.4f}", f"{distance:.4f}"]
+    assert stdout.splitlines()[-1].startswith("DDPM Chamfer Distance: ")
+    result = json.loads((out / "swiss_roll.json").read_text())
+    assert [result["floor"], result["chamfer"]] == pytest.approx([floor, distance], abs=1e-4) and result["seed"] == 3
 
 
-def test_the_seed_decides_everything(program, task_folder, tmp_path):
-    runs = [
-        program(
-            "ddpm_tutorial.py", "--num_iterations", 20, "--out", tmp_path, "--dataset", "moon", "--seed", seed
-        ).stdout
-        for seed in (1, 2)
-    ]
-    assert runs[0] != runs[1]
-    # Once more as its users start it, in a process of its own.
-    command = [
-        sys.executable,
-        "ddpm_tutorial.py",
-        "--num_iterations",
-        "20",
-        "--out",
-        str(tmp_path),
-        "--dataset",
-        "moon",
-    ]
-    again = subprocess.run([*command, "--seed", "1"], cwd=task_folder, capture_output=True, text=True, check=True)
-    assert again.stdout == runs[0]
+def test_the_seed_decides_everything_in_another_process_too(tutorial, task_folder):
+    arguments, _, variables, stdout = tutorial
+    torch.manual_seed(3)
+    assert torch.equal(variables["prior"], torch.randn(500, 2))
+    again = subprocess.run([sys.executable, *arguments], cwd=task_folder, capture_output=True, text=True)
+    assert again.returncode == 0 and again.stdout == stdout
 
 
 @pytest.mark.slow
@@ -131,39 +99,48 @@ def test_tutorial_learns_every_data_set(program, tmp_path, name):
     assert distance < (150 if name.startswith(("gaussian", "checker")) else 30)
 
 
+@pytest.mark.parametrize("arguments", BAD_FLAGS.split(", "))
+def test_bad_flags_end_in_one_line_that_names_flag_and_value(program, tmp_path, arguments):
+    (tmp_path / "a_file").touch()
+    run = program("ddpm_tutorial.py", *arguments.split())
+    assert all(refused(run, argument) for argument in arguments.split()) and run.stdout == ""
+
+
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("error", "code"),
+    [(UserError("a.ckpt:\nbroken"), 2), (FileNotFoundError(2, "missing", "a.ckpt"), 2), (KeyboardInterrupt(), 130)],
+)
+def test_user_errors_are_one_line_and_an_exit_code(error, code, capsys):
+    with pytest.raises(SystemExit) as stop, exit_on_user_error("a.ckpt is incomplete"):
+        raise error
+    message = capsys.readouterr().err
+    assert stop.value.code == code and "a.ckpt" in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+def test_other_errors_are_bugs_and_keep_their_traceback(error):
+    with pytest.raises(error), exit_on_user_error():
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("argv", "dataset"),
     [
-        (["--dataset", "spiral"], "--dataset: invalid choice: 'spiral'"),
-        (["--seed", "-1"], "--seed: '-1' is not a whole number from 0 to 4294967295"),
-        (["--seed", "1.5"], "--seed: '1.5' is not a whole number"),
-        (["--num_iterations", "0"], "--num_iterations: '0' is not a whole number >= 1"),
-        (["--device", "toaster"], "--device: 'toaster' is not a device of this machine"),
-        (["--device", "meta"], "--device: 'meta' is not a device of this machine"),
-        (["--device", "cuda:99"], "--device: 'cuda:99' is not a device of this machine"),
-        (["--out", "a_file"], "--out: 'a_file' is in the way"),
-        (["--out", "a_file/results"], "--out: 'a_file/results' is in the way"),
-        (["--epochs", "3"], "unrecognized arguments: --epochs 3"),
+        (["/env/ipykernel_launcher.py", "-f", "kernel.json"], "swiss_roll"),
+        (["ddpm_tutorial.py", "--dataset", "moon"], "moon"),  # %run ddpm_tutorial.py --dataset moon
     ],
 )
-def test_bad_arguments_end_in_one_line(program, tmp_path, arguments, words):
-    (tmp_path / "a_file").write_text("in the way")
-    run = program("ddpm_tutorial.py", *arguments)
-    assert refused(run, words)
-    assert run.stdout == ""
+def test_in_a_kernel_only_the_launchers_arguments_are_ignored(task_folder, tmp_path, monkeypatch, argv, dataset):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    first_code_cell = (task_folder / "ddpm_tutorial.py").read_text().split("# %%\n")[1]
+    variables = {"__name__": "__main__"}
+    exec(first_code_cell, variables)
+    assert variables["args"].dataset == dataset
 
 
-def test_help_names_every_data_set(program):
-    run = program("ddpm_tutorial.py", "--help")
-    assert run.returncode == 0
-    assert all(name in run.stdout for name in DATASETS)
-
-
-def test_notebook_cells_alternate_text_and_code(task_folder):
-    text = (task_folder / "ddpm_tutorial.py").read_text()
-    assert text.startswith("# %% [markdown]\n")
-    assert text.count("# %% [markdown]\n") >= 5
-    for cell in text.split("# %%")[1:]:
-        if cell.startswith(" [markdown]"):
-            body = cell.split("\n", 1)[1].strip()
-            assert all(line.startswith("#") for line in body.splitlines()), body
+def test_tutorial_is_a_notebook_of_text_and_code_cells(task_folder):
+    nothing, *text_cells = (task_folder / "ddpm_tutorial.py").read_text().split("# %% [markdown]\n")
+    assert not nothing and len(text_cells) >= 5
+    assert all(line.startswith("#") for cell in text_cells for line in cell.split("\n\n# %%")[0].splitlines())

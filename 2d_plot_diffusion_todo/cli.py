@@ -1,0 +1,81 @@
+"""Command line: types of arguments that are checked before any work starts, and user errors as one line."""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+
+class UserError(ValueError):
+    """What a user can fix: a file, a flag or a value. Any other exception is a bug and keeps its traceback."""
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults and keeps the line breaks of the description."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse without abbreviated flags and without the usage text before an error (`--help` shows it)."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+@contextmanager
+def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
+    """End the program with one line: exit code 2 after a UserError or OSError, 130 after Ctrl-C."""
+    try:
+        yield
+        return
+    except KeyboardInterrupt:
+        message, code = interrupted, 130
+    except (UserError, OSError) as error:
+        message, code = " ".join(str(error).split()), 2
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def int_range(low: int, high: float = math.inf) -> Callable[[str], int]:
+    """An argparse type: whole numbers from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        with suppress(ValueError):
+            value = int(text)
+            if low <= value <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+
+    return parse
+
+
+def select_device(text: str) -> torch.device:
+    """An argparse type: auto (a GPU if there is one), or an available cpu, cuda or mps device."""
+    if text == "auto":
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    with suppress(RuntimeError, AssertionError):
+        device = torch.device(text)
+        if device.type in ("cpu", "cuda", "mps"):
+            torch.empty(0, device=device)
+            return device
+    raise argparse.ArgumentTypeError(f"{text!r} is not a device of this machine; auto and cpu always are")
+
+
+def writable_folder(text: str) -> Path:
+    """An argparse type: a folder to write to, created if missing."""
+    folder = Path(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot create folder {text!r}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write to folder {text!r}")
+    return folder
