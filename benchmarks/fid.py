@@ -38,8 +38,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "image_diffusion
 from atomic import atomic_write
 from cli import ArgumentParser, exit_on_user_error, int_range, select_device, writable_file
 from fid.frechet import fit_gaussian, frechet_distance
+from fid.image_sets import find_images
 from fid.inception import WIDTHS, PytorchFidInception, extract_features, weights_file
-from fid.measure_fid import find_images, measure
+from fid.measure_fid import measure
 
 BATCH_SIZE = 50  # of both programs
 WORKERS = min(8, os.cpu_count() or 1)  # as pytorch-fid's command line

@@ -21,8 +21,8 @@ from tqdm import tqdm
 import common
 from cli import ArgumentParser, exit_on_user_error, int_range, select_device
 from data_folder import check_has_data, resolve_root
+from fid.image_sets import find_images
 from fid.inception import WIDTHS, PytorchFidInception
-from fid.measure_fid import find_images
 from image_grid import image_grid
 from images import read_image, resize
 

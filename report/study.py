@@ -24,8 +24,8 @@ import common
 from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range, select_device, writable_file
 from common import FORMS, measure, read_table, run_program
 from data_folder import check_has_data
+from fid.image_sets import find_images
 from fid.inception import PytorchFidInception
-from fid.measure_fid import find_images
 from scheduler import MODES, PREDICTORS
 from speed import PRECISIONS, uses_bf16
 

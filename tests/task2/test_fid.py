@@ -14,9 +14,10 @@ import pytorch_fid.fid_score
 from PIL import Image
 from scipy import linalg
 
+from fid.image_sets import find_images
 from fid.inception import PytorchFidInception, extract_features
 from fid.kid import kernel_distance
-from fid.measure_fid import find_images, measure
+from fid.measure_fid import measure
 from fid_inputs import write_images, write_inception, write_two_folders
 from oracles import refused
 
@@ -48,22 +49,43 @@ def folders(tmp_path):
     return write_two_folders(tmp_path)
 
 
+@pytest.fixture
+def pytorch_fids_distance(random_inception, monkeypatch):
+    sqrtm = linalg.sqrtm  # of which pytorch-fid wants two values, as older SciPys gave them
+    monkeypatch.setattr(linalg, "sqrtm", lambda A, disp=True: sqrtm(A) if disp else (sqrtm(A), None))
+
+    def distance(a, b, dims):
+        return pytorch_fid.fid_score.calculate_fid_given_paths([str(a), str(b)], 2, "cpu", dims, num_workers=0)
+
+    return distance
+
+
 # The numbers.
 
 
 @pytest.mark.filterwarnings("ignore:Matrix is singular")
 @pytest.mark.parametrize("dims", [64, 192])
-def test_agrees_with_pytorch_fid(dims, folders, random_inception, monkeypatch):
-    sqrtm = linalg.sqrtm  # of which pytorch-fid wants two values, as older SciPys gave them
-    monkeypatch.setattr(linalg, "sqrtm", lambda A, disp=True: sqrtm(A) if disp else (sqrtm(A), None))
-    paths = [str(folder) for folder in folders]
-    expected = pytorch_fid.fid_score.calculate_fid_given_paths(paths, 2, "cpu", dims, num_workers=0)
+def test_agrees_with_pytorch_fid(dims, folders, pytorch_fids_distance):
+    expected = pytorch_fids_distance(*folders, dims)
     assert expected > 0
     network = PytorchFidInception(dims)
     for batch_size in (3, 50):
         shutil.rmtree(folders[0].parent / ".cache", ignore_errors=True)
         found = measure(*map(find_images, folders), network, batch_size)
         assert found["distance"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Matrix is singular")
+def test_pytorch_fid_reads_our_statistics_and_we_read_its(folders, pytorch_fids_distance, program):
+    expected = pytorch_fids_distance(*folders, 64)
+    run = program(PROGRAM, folders[0], "--save_stats", "ours.npz", "--dims", 64)
+    assert run.returncode == 0 and "ours.npz" in run.stdout
+    assert pytorch_fids_distance("ours.npz", folders[1], 64) == pytest.approx(expected, rel=1e-4)
+    pytorch_fid.fid_score.save_fid_stats([str(folders[0]), "theirs.npz"], 2, "cpu", 64, num_workers=0)
+    for file in ("ours.npz", "theirs.npz"):
+        run = program(PROGRAM, file, folders[1], "--dims", 64, "--json", "fid.json")
+        assert run.returncode == 0 and file in run.stdout
+        assert json.loads(Path("fid.json").read_text())["distance"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_features_do_not_depend_on_batches_and_neighbours(tmp_path, random_inception):
@@ -148,7 +170,7 @@ def test_kid_comes_with_the_distance(folders, random_inception, program):
 # What the user gave.
 
 
-@pytest.mark.parametrize("name", ["missing", "file.png", "empty", "single", "broken"])
+@pytest.mark.parametrize("name", ["missing", "file.png", "empty", "single", "broken", "pipe"])
 @pytest.mark.parametrize("place", [0, 1])
 def test_bad_folders_end_in_one_line(name, place, folders, no_weights, tmp_path, program):
     """Before the network is looked for, which is not there."""
@@ -156,6 +178,7 @@ def test_bad_folders_end_in_one_line(name, place, folders, no_weights, tmp_path,
     write_images(tmp_path / "single", 1, seed=0)
     shutil.copy(tmp_path / "single/0.png", tmp_path / "file.png")
     (write_images(tmp_path / "broken", 2, seed=0) / "1.png").write_bytes(b"not an image")
+    os.mkfifo(write_images(tmp_path / "pipe", 2, seed=0) / "2.png")
     paths = [*folders]
     paths[place] = tmp_path / name
     assert refused(program(PROGRAM, *paths), str(tmp_path / name))
@@ -169,11 +192,23 @@ def test_an_image_that_breaks_off_is_named(folders, random_inception, program):
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("--dims", "100"), ("--dims", "many"), ("--batch_size", "0"), ("--device", "toaster"), ("--json", ".")],
+    [
+        ("--dims", "100"),
+        ("--dims", "many"),
+        ("--network", "another"),
+        ("--batch_size", "0"),
+        ("--device", "toaster"),
+        ("--json", "."),
+        ("--save_stats", "stats"),
+    ],
 )
 def test_bad_values_end_in_one_line(flag, value, folders, program):
     run = program(PROGRAM, *folders, flag, value)
     assert refused(run, flag) and value in run.stderr
+
+
+def test_one_folder_alone_has_no_distance(folders, program):
+    assert refused(program(PROGRAM, folders[0]), "GEN_DIR")
 
 
 # The benchmark.

@@ -86,6 +86,19 @@ def test_pytorch_fids_network_is_taken_where_it_is_named_and_for_its_own_widths(
     assert refused(program(PROGRAM, *folders, "--network", "pytorch-fid"), str(files["pytorch-fid"]))  # NaN at 2048
 
 
+def test_statistics_decide_which_network_is_taken(files, whole_files, folders, program):
+    for network, file in files.items():
+        file.symlink_to(whole_files[network])
+    assert program(PROGRAM, folders[0], "--save_stats", "lab.npz").returncode == 0
+    np.savez("unnamed.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    assert "Network: lab" in program(PROGRAM, "lab.npz", folders[1]).stdout.splitlines()[-2]
+    assert refused(program(PROGRAM, "lab.npz", folders[1], "--network", "pytorch-fid"), "--network")
+    assert refused(program(PROGRAM, "unnamed.npz", folders[1], "--network", "lab"), "--network")
+    assert refused(program(PROGRAM, "unnamed.npz", folders[1]), str(files["pytorch-fid"]))  # NaN at 2048
+    files["lab"].unlink()
+    assert refused(program(PROGRAM, "lab.npz", folders[1]), str(files["lab"]))
+
+
 # The weights files.
 
 

@@ -1,0 +1,156 @@
+"""What is compared: the images in a folder, or the statistics of images in an `.npz` file."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from atomic import atomic_write
+from cli import UserError
+from data_folder import SYNTHETIC_MARK, check_eval_complete
+from fid.frechet import Gaussian, fit_gaussian, gaussian_from_statistics
+from fid.inception import FeatureNetwork, extract_features
+from images import cached, fingerprint, list_images, read_image
+
+CACHE_FORMAT = 3  # to be counted up when what is cached, or what it means, changes
+
+
+@dataclass(kw_only=True)
+class ImageSet:
+    """What is known of the images; a file of another program holds their statistics only."""
+
+    path: Path
+    count: int | None = None
+    sizes: Sequence[str] = ()  # all that occur, as "64x64" (width first)
+    formats: Sequence[str] = ()  # likewise, as "PNG"
+    synthetic: bool = False  # drawn by synthetic_faces.py
+    network: str | None = None  # to which measuring is bound
+
+    def check_comparable(self, network: FeatureNetwork) -> None:
+        """Raise a UserError if this was measured with another network."""
+
+    def measure(
+        self, network: FeatureNetwork, batch_size: int = 50, cache: bool = False
+    ) -> tuple[Gaussian, np.ndarray | None]:
+        """The Gaussian of the features, and the features [N, D] if there are any."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class ImageFolder(ImageSet):
+    """The images below a folder."""
+
+    files: Sequence[Path]
+
+    def measure(
+        self, network: FeatureNetwork, batch_size: int = 50, cache: bool = False
+    ) -> tuple[Gaussian, np.ndarray]:
+        """With `cache`, features are kept in `.cache/` beside the folder, or in the user's, until an image changes."""
+        folder = self.path.resolve()
+
+        def compute() -> dict[str, np.ndarray]:
+            return {"features": extract_features(self.files, network, batch_size, folder.name)}
+
+        if cache:
+            key = fingerprint(self.files, self.path, CACHE_FORMAT, network.name, network.weights_sha256)
+            found = cached(folder.parent, f"{folder.name}-fid-{network.name}-{network.dims}", key, compute)
+        else:
+            found = compute()
+        return fit_gaussian(found["features"]), found["features"]
+
+
+@dataclass(kw_only=True)
+class SavedStatistics(ImageSet):
+    """Mean and covariance from a file. One that pytorch-fid wrote does not name the network: it is pytorch-fid's."""
+
+    mu: np.ndarray
+    sigma: np.ndarray
+    network: str = "pytorch-fid"
+    weights_sha256: str | None = None
+
+    def check_comparable(self, network: FeatureNetwork) -> None:
+        """Raise a UserError if this was measured with another network."""
+        if self.network != network.name:
+            raise UserError(f"argument --network: {self.path} holds features of {self.network}, not of {network.name}")
+        if len(self.mu) != network.dims:
+            raise UserError(f"argument --dims: {self.path} holds {len(self.mu)} features, not {network.dims}")
+        if self.weights_sha256 not in (None, network.weights_sha256):
+            raise UserError(f"{self.path}: made with other weights than {network.weights}")
+
+    def measure(self, network: FeatureNetwork, batch_size: int = 50, cache: bool = False) -> tuple[Gaussian, None]:
+        """The Gaussian alone."""
+        return gaussian_from_statistics(self.mu, self.sigma), None
+
+
+def open_image_set(path: str | os.PathLike) -> ImageFolder | SavedStatistics:
+    """What a path of the command line names: a folder, see `find_images`, or an `.npz` file.
+
+    Raises:
+        UserError: when it is neither, or damaged.
+    """
+    if Path(path).suffix.lower() == ".npz" and Path(path).is_file():
+        return _read_statistics(Path(path))
+    return find_images(path)
+
+
+def find_images(path: str | os.PathLike) -> ImageFolder:
+    """The images below a folder, see `images.list_images`.
+
+    Raises:
+        UserError: when it is no folder, lacks images that `dataset.py` made, has a broken one, or fewer than the two
+            that a covariance takes.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: {'a file, where a folder of images is wanted' if path.exists() else 'not there'}")
+    check_eval_complete(path)
+    files = list_images(path)
+    if len(files) < 2:
+        raise UserError(f"{path}: {'only one image' if files else 'no images'} in it, at least 2 are wanted")
+    sizes, formats = set(), set()
+    for file in files:
+        try:
+            if not file.is_file():  # a pipe, whose opening would block
+                raise OSError
+            with Image.open(file) as image:  # reads the header only
+                sizes.add(image.size)
+                formats.add(image.format)
+        except Exception:  # each decoder has its own way to fail
+            read_image(file)  # says what is wrong
+    synthetic = any((folder / SYNTHETIC_MARK).is_file() for folder in [path, *path.absolute().parents[:3]])
+    return ImageFolder(
+        path=path,
+        count=len(files),
+        sizes=[f"{width}x{height}" for width, height in sorted(sizes)],
+        formats=sorted(formats),
+        synthetic=synthetic,
+        files=files,
+    )
+
+
+def _read_statistics(path: Path) -> SavedStatistics:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content = {name: file[name] for name in file.files}
+        mu, sigma = (content[name].astype(np.float64) for name in ("mu", "sigma"))
+        if sigma.shape != (mu.size, mu.size) or mu.ndim != 1 or not np.isfinite(mu.sum() + sigma.sum()):
+            raise ValueError(f"mu {mu.shape} and sigma {sigma.shape} do not fit, or are not finite")
+        known = {"count": int, "synthetic": bool, "network": str, "weights_sha256": str}
+        known = {name: kind(content[name]) for name, kind in known.items() if name in content}
+        known |= {name: content[name].tolist() for name in ("sizes", "formats") if name in content}
+        return SavedStatistics(path=path, mu=mu, sigma=sigma, **known)
+    except Exception as error:  # other files make the reader raise nearly anything
+        raise UserError(f"{path}: not statistics (mu and sigma) as pytorch-fid writes them, or damaged") from error
+
+
+def save_statistics(path: Path, images: ImageSet, network: FeatureNetwork, batch_size: int = 50) -> None:
+    """Write what `open_image_set` and pytorch-fid read."""
+    images.check_comparable(network)
+    gaussian, _ = images.measure(network, batch_size, cache=True)
+    known = {name: getattr(images, name) for name in ("count", "sizes", "formats", "synthetic") if images.count}
+    known |= {"network": network.name, "weights_sha256": network.weights_sha256}
+    with atomic_write(path) as file:
+        np.savez(file, mu=gaussian.mu, sigma=gaussian.factor @ gaussian.factor.T, **known)

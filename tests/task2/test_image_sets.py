@@ -1,0 +1,237 @@
+"""Which images the FID program measures, its cache of the real ones' features, and statistics in .npz files."""
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cli import UserError
+from data_folder import make_eval_images
+from fid.image_sets import find_images, open_image_set, save_statistics
+from fid.measure_fid import measure
+from fid_inputs import write_images, write_two_folders
+from images import read_image
+from oracles import Harmful
+
+
+class MeanColours:
+    """A network of three mean colours that notes which folders it reads."""
+
+    name, dims, device, weights, weights_sha256 = "mean colours", 3, "cpu", Path("weights"), "a"
+
+    def __init__(self):
+        self.folders = []
+
+    def read(self, file):
+        self.folders.append(file.parent.name)
+        return torch.from_numpy(np.asarray(read_image(file)).mean((0, 1)))
+
+    def __call__(self, images):
+        return torch.stack(images)
+
+    def measure(self, folders):
+        """The result, and which folders were read for it."""
+        self.folders.clear()
+        return measure(*map(open_image_set, folders), self), set(self.folders)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return write_two_folders(tmp_path)
+
+
+@pytest.fixture
+def network(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user's cache"))
+    return MeanColours()
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_standard_width_needs_no_number(folders, network):
+    assert network.measure(folders)[0]["name"] == "FID-3"
+    network.dims = 2048
+    assert network.measure(folders)[0]["name"] == "FID"
+
+
+def test_every_image_counts_except_hidden_ones(tmp_path):
+    real = write_images(tmp_path / "real", 5, seed=1)
+    shutil.copy(real / "0.png", real / "UPPER.PNG")
+    Image.new("RGBA", (9, 9)).save(real / "other.webp")
+    Image.new("L", (5, 7)).save(real / "grey.JPeG")
+    write_images(real / "sub/folder", 2, seed=3)
+    write_images(real / ".hidden", 2, seed=3)
+    (real / "._0.png").write_bytes(b"not an image")
+    (real / "notes.txt").write_text("not an image")
+    found = find_images(real)
+    assert len(found.files) == found.count == 10
+    assert found.sizes == ["5x7", "9x9", "32x24"] and found.formats == ["JPEG", "PNG", "WEBP"]
+
+
+def test_the_real_images_are_read_once(folders, network):
+    before = [content(folder) for folder in folders]
+    first, read = network.measure(folders)
+    assert read == {"real", "made"}
+    assert network.measure(folders) == (first, {"made"})
+    assert [content(folder) for folder in folders] == before
+    assert len([*(folders[0].parent / ".cache").iterdir()]) == 1
+
+
+def rewrite(file):
+    """Another image of as many bytes, as old as the one before."""
+    before, content = file.stat(), file.read_bytes()
+    Image.new("RGB", (32, 24), "red").save(file)
+    file.write_bytes(file.read_bytes().ljust(len(content), b"\0"))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = file.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+CHANGES = {
+    "added": lambda real: write_images(real, 6, seed=1),
+    "removed": lambda real: (real / "1.png").unlink(),
+    "renamed": lambda real: (real / "1.png").rename(real / "9.png"),
+    "rewritten, with the same size and time": lambda real: rewrite(real / "1.png"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_cache_notices_a_change(change, folders, network):
+    network.measure(folders)
+    CHANGES[change](folders[0])
+    found, read = network.measure(folders)
+    assert read == {"real", "made"}
+    shutil.rmtree(folders[0].parent / ".cache")
+    assert network.measure(folders)[0] == found
+    assert len([*folders[0].parent.iterdir()]) == 2  # no cache but the newest
+
+
+def test_the_cache_does_not_depend_on_dates(folders, network):
+    network.measure(folders)
+    os.utime(folders[0] / "1.png", ns=(0, 1))
+    assert network.measure(folders)[1] == {"made"}
+
+
+@pytest.mark.parametrize(("attribute", "value"), [("dims", 768), ("name", "another"), ("weights_sha256", "b")])
+def test_the_cache_depends_on_width_and_network(attribute, value, folders, network):
+    network.measure(folders)
+    setattr(network, attribute, value)
+    assert network.measure(folders)[1] == {"real", "made"}
+
+
+def test_a_damaged_cache_is_replaced(folders, network, tmp_path):
+    expected, _ = network.measure(folders)
+    (file,) = (folders[0].parent / ".cache").iterdir()
+    whole, witness = file.read_bytes(), tmp_path / "ran"
+    flipped = [whole[:i] + bytes([whole[i] ^ 255]) + whole[i + 1 :] for i in (len(whole) // 2, len(whole) - 70)]
+    for damage in (b"", b"hello", whole[:-50], *flipped, pickle.dumps(Harmful(witness))):
+        file.write_bytes(damage)
+        assert network.measure(folders) == (expected, {"real", "made"})
+        assert file.read_bytes() == whole
+    assert not witness.exists()
+
+
+def test_the_cache_goes_where_it_can_be_written(folders, network, tmp_path):
+    (folders[0].parent / ".cache").write_text("in the way")
+    first, _ = network.measure(folders)
+    assert network.measure(folders) == (first, {"made"})
+    shutil.rmtree(tmp_path / "user's cache")
+    (tmp_path / "user's cache").write_text("in the way")
+    assert network.measure(folders) == (first, {"real", "made"})
+
+
+def test_a_read_only_folder_is_left_alone_even_by_an_administrator(folders, network):
+    folders[0].parent.chmod(0o555)
+    try:
+        network.measure(folders)
+    finally:
+        folders[0].parent.chmod(0o755)
+    assert [path.name for path in folders[0].parent.iterdir()] == ["real"]
+
+
+# Statistics.
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_saved_statistics_stand_in_for_a_folder(side, folders, network, tmp_path):
+    expected, _ = network.measure(folders)
+    (folders[0].parent / "SYNTHETIC.txt").touch()
+    save_statistics(tmp_path / "saved.npz", find_images(folders[side]), network)
+    paths = [*folders]
+    paths[side] = tmp_path / "saved.npz"
+    found, read = network.measure(paths)
+    assert read <= {("made", "real")[side]}
+    assert found["distance"] == pytest.approx(expected["distance"], rel=1e-9)
+    for name in ("images", "sizes", "formats"):
+        name = f"{('gt', 'gen')[side]}_{name}"
+        assert found[name] == expected[name]
+    assert found["gt_synthetic"]
+
+
+def test_a_file_of_mean_and_covariance_is_enough(folders, network, tmp_path):
+    features = np.random.default_rng(0).normal(size=(10, 3))
+    np.savez_compressed(tmp_path / "other.npz", mu=features.mean(axis=0), sigma=np.cov(features, rowvar=False))
+    network.name = "pytorch-fid"
+    found, read = network.measure([tmp_path / "other.npz", folders[1]])
+    assert found["distance"] > 0 and found["gt_images"] is None and read == {"made"}
+    assert network.measure([tmp_path / "other.npz"] * 2)[0]["distance"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "named"),
+    [("name", "lab", "--network"), ("dims", 2048, "--dims"), ("weights_sha256", "b", "saved.npz")],
+)
+def test_statistics_of_another_network_are_refused(attribute, value, named, folders, network, tmp_path):
+    save_statistics(tmp_path / "saved.npz", find_images(folders[0]), network)
+    setattr(network, attribute, value)
+    with pytest.raises(UserError, match=named):
+        network.measure([tmp_path / "saved.npz", folders[1]])
+    assert not network.folders
+
+
+def test_kid_of_statistics_is_refused(folders, network, tmp_path):
+    save_statistics(tmp_path / "saved.npz", find_images(folders[0]), network)
+    with pytest.raises(UserError, match=r"--kid.*saved\.npz"):
+        measure(open_image_set(tmp_path / "saved.npz"), find_images(folders[1]), network, kid=True)
+
+
+MU, SIGMA = np.zeros(3), np.eye(3)
+DAMAGED = {
+    "nothing": {},
+    "no sigma": {"mu": MU},
+    "another width": {"mu": MU, "sigma": np.eye(2)},
+    "a scalar": {"mu": np.zeros(()), "sigma": np.eye(1)},
+    "not finite": {"mu": MU, "sigma": np.full((3, 3), np.nan)},
+    "text": {"mu": np.array(["a", "b", "c"]), "sigma": SIGMA},
+}
+
+
+@pytest.mark.parametrize("kind", [*DAMAGED, "empty", "cut", "code"])
+def test_other_files_are_refused_and_their_code_does_not_run(kind, tmp_path):
+    file, witness = tmp_path / "saved.npz", tmp_path / "ran"
+    if kind == "code":
+        np.savez(file, mu=np.array([Harmful(witness)], dtype=object), sigma=SIGMA)
+    else:
+        np.savez(file, **DAMAGED.get(kind, {"mu": MU, "sigma": SIGMA}))
+    if kind in ("empty", "cut"):
+        file.write_bytes(file.read_bytes()[: 0 if kind == "empty" else -100])
+    with pytest.raises(UserError, match=r"saved\.npz"):
+        open_image_set(file)
+    assert not witness.exists()
+
+
+def test_a_half_made_eval_folder_is_refused(tmp_path):
+    write_images(tmp_path / "afhq/val/cat", 3, seed=0)
+    make_eval_images(tmp_path / "afhq", 32)
+    eval_dir = tmp_path / "afhq/eval"
+    assert find_images(eval_dir).count == 3
+    next(eval_dir.glob("*.png")).unlink()
+    with pytest.raises(UserError, match="eval"):
+        find_images(eval_dir)
