@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ async def run_program(name: str, *arguments: object, cwd: Path | None = None) ->
     try:
         code = await process.wait()
     except asyncio.CancelledError:
-        process.send_signal(signal.SIGINT)
+        with suppress(ProcessLookupError):  # it has just ended
+            process.send_signal(signal.SIGINT)
         await process.wait()
         raise
     if code:

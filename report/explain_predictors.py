@@ -15,7 +15,6 @@ With checkpoints, it also plots the errors of the implied x_0 and of the implied
 predictors: root mean squares over validation images, at 40 timesteps. They go to tables/predictor_errors.csv as well.
 """
 
-import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -112,11 +111,11 @@ def draw_errors(rows: list[dict[str, object]]) -> plt.Figure:
 
 def main() -> None:
     """The program."""
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--ckpt_path", type=Path, nargs="+", default=[], metavar="FILE", help="trained models to measure")
     add("--data_root", type=Path, default=common.PROGRAMS / "data/afhq", metavar="DIR", help="their data")
-    add("--images", type=int_range(1), default=128, metavar="N", help="validation images of a class (default: 128)")
+    add("--images", type=int_range(1), default=128, metavar="N", help="validation images of a class")
     what = "gets figures/ and tables/ (default: report)"
     add("--out", type=Path, default=common.ROOT / "report", metavar="DIR", help=what)
     args = parser.parse_args()

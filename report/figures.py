@@ -20,7 +20,6 @@ Missing runs are named. Samples come from the averaged weights of `last.ckpt` by
 rounding, they are the first images of sampling.py on the same kind of device.
 """
 
-import argparse
 import io
 import re
 from collections.abc import Sequence
@@ -138,7 +137,7 @@ def comparable_runs(figure: str, keys: Sequence[Key], runs: dict[Key, Run]) -> l
 
 def main() -> None:
     """The program."""
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     results = common.PROGRAMS / "results"
     add("--runs", type=Path, nargs="+", metavar="DIR", help="where runs are (default: image_diffusion_todo/results)")
@@ -147,11 +146,11 @@ def main() -> None:
     add("--samples", type=Path, nargs="+", default=[], metavar="DIR", help=what)
     what = "gets figures/ and tables/ (default: report)"
     add("--out", type=Path, default=common.ROOT / "report", metavar="DIR", help=what)
-    add("--predictor", choices=PREDICTORS, default="noise", help="of the trajectories (default: noise)")
+    add("--predictor", choices=PREDICTORS, default="noise", help="of the trajectories")
     add("--roll", type=Path, metavar="DIR", help="results of Task 1, to be copied")
-    add("--chains", type=int_range(1, 2), default=1, metavar="N", help="trajectories a schedule (default: 1)")
-    add("--mode", choices=MODES, default="cosine", help="of the predictors' samples (default: cosine)")
-    add("--device", type=select_device, default="auto", metavar="NAME", help="auto, cpu, cuda, mps (default: auto)")
+    add("--chains", type=int_range(1, 2), default=1, metavar="N", help="trajectories a schedule")
+    add("--mode", choices=MODES, default="cosine", help="of the predictors' samples")
+    add("--device", type=select_device, default="auto", metavar="NAME", help="auto, cpu, cuda, mps")
     args = parser.parse_args()
     if args.samples and len(args.samples) != len(args.fid):
         parser.error(f"argument --samples: {len(args.samples)} folders for {len(args.fid)} files of --fid")
@@ -198,7 +197,7 @@ def main() -> None:
             }
         for product, (draw, keys) in figures.items():
             if "preconditioned" in product and not runs.keys() & set(keys):
-                continue  # the lab does not ask for it
+                continue  # optional in the report
             if shown := comparable_runs(product, keys, runs):
                 write(product, draw(shown))
 

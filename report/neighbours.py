@@ -10,7 +10,6 @@ and 0.05; by pixels, smooth samples have larger ones. All images are compared at
 training images are mirrored as well.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -66,15 +65,15 @@ def comparison(samples: torch.Tensor, validation: torch.Tensor) -> dict[str, str
 
 def main() -> None:
     """The program."""
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--samples", type=Path, required=True, metavar="DIR", help="images of one size, from sampling.py")
     add("--data_root", type=Path, required=True, metavar="DIR", help="the data that the model was trained on")
     what = "gets figures/ and tables/ (default: report)"
     add("--out", type=Path, default=common.ROOT / "report", metavar="DIR", help=what)
-    add("--show", type=int_range(1), default=8, metavar="N", help="samples in the figure (default: 8)")
-    add("--dims", type=int, choices=WIDTHS, default=768, help="Inception features (default: 768)")
-    add("--device", type=select_device, default="auto", metavar="NAME", help="auto, cpu, cuda, mps (default: auto)")
+    add("--show", type=int_range(1), default=8, metavar="N", help="samples in the figure")
+    add("--dims", type=int, choices=WIDTHS, default=768, help="Inception features")
+    add("--device", type=select_device, default="auto", metavar="NAME", help="auto, cpu, cuda, mps")
     args = parser.parse_args()
     with exit_on_user_error():
         check_has_data(args.data_root)

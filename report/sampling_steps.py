@@ -9,7 +9,6 @@ measure_fid.py stand beside the samples, for `figures.py --fid`. An interrupted 
 rows of a table are of one model, which the table names by a hash.
 """
 
-import argparse
 import asyncio
 import random
 from collections.abc import Collection, Iterable, Iterator
@@ -64,19 +63,17 @@ def settings(methods: Collection[str], steps: Iterable[int], scheduler: DDPMSche
 
 def main() -> None:
     """The program."""
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--ckpt_path", type=Path, required=True, metavar="FILE", help="a trained model")
     add("--data_root", type=Path, required=True, metavar="DIR", help="its data")
     add("--save_dir", type=Path, required=True, metavar="DIR", help="gets a folder of samples for each row")
     add("--out", type=writable_file, required=True, metavar="FILE", help="the table")
-    default = [20, 50, 100, 250, 1000]
-    what = f"NFE of the solvers (default: {' '.join(map(str, default))}; those up to the model's T)"
-    add("--steps", type=int_range(1), nargs="+", default=default, metavar="N", help=what)
+    what = "NFE of the solvers, ignored beyond the model's T"
+    add("--steps", type=int_range(1), nargs="+", default=[20, 50, 100, 250, 1000], metavar="N", help=what)
     add("--methods", choices=METHODS, nargs="+", default=METHODS, help="samplers (default: all)")
-    add("--num_samples", type=int_range(2), default=500, metavar="N", help="images for each row (default: 500)")
-    what = "features of pytorch-fid's Inception (default: 2048)"
-    add("--dims", type=int, choices=WIDTHS, default=2048, help=what)
+    add("--num_samples", type=int_range(2), default=500, metavar="N", help="images for each row")
+    add("--dims", type=int, choices=WIDTHS, default=2048, help="features of pytorch-fid's Inception")
     args = parser.parse_args()
     with exit_on_user_error(interrupted="stopped; the same command resumes"), TemporaryDirectory() as temporary:
         check_has_data(args.data_root)
@@ -95,8 +92,8 @@ def main() -> None:
             key = method, str(nfe), str(args.num_samples)
             if key in done:
                 continue
-            place = temporary if method in BOUNDS else args.save_dir
-            folder = Path(place, str(args.num_samples), f"{method}-{nfe}").resolve()
+            parent = temporary if method in BOUNDS else args.save_dir
+            folder = Path(parent, str(args.num_samples), f"{method}-{nfe}").resolve()
             if method in BOUNDS:
                 folder.mkdir(parents=True)
                 for i, image in enumerate(BOUNDS[method](args.data_root, args.num_samples, ddpm.image_resolution)):

@@ -115,23 +115,21 @@ async def run_all(rows: list[dict[str, str]], args: argparse.Namespace, table: l
 
 def main() -> None:
     """The program."""
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--data_root", type=Path, required=True, metavar="DIR", help="images, with eval/ at the size of the model")
     add("--work_dir", type=Path, required=True, metavar="DIR", help="gets runs and samples")
     add("--out", type=writable_file, metavar="FILE", help="table to extend (default: study.csv in --work_dir)")
     add("--flags", default=SMALL, metavar="TEXT", help="train.py flags of all runs (default: a network for a CPU)")
-    add("--train_num_steps", type=int_range(1), default=3000, metavar="N", help="of each run (default: 3000)")
-    add("--num_samples", type=int_range(2), default=500, metavar="N", help="of each run (default: 500)")
-    what = "sampler; direct mean prediction always takes ddpm (default: dpm)"
-    add("--sample_method", choices=["dpm", "ddpm"], default="dpm", help=what)
-    add("--jobs", type=int_range(1), default=1, metavar="N", help="runs side by side (default: 1)")
-    add("--seeds", type=int_range(0), nargs="+", default=[63], metavar="N", help="training seeds (default: 63)")
+    add("--train_num_steps", type=int_range(1), default=3000, metavar="N", help="of each run")
+    add("--num_samples", type=int_range(2), default=500, metavar="N", help="of each run")
+    add("--sample_method", choices=["dpm", "ddpm"], default="dpm", help="direct mean prediction always takes ddpm")
+    add("--jobs", type=int_range(1), default=1, metavar="N", help="runs side by side")
+    add("--seeds", type=int_range(0), nargs="+", default=[63], metavar="N", help="training seeds")
     add("--modes", choices=MODES, nargs="+", default=MODES, help="schedules (default: all)")
     add("--predictors", choices=PREDICTORS, nargs="+", default=PREDICTORS, help="predictors (default: all)")
     add("--forms", choices=FORMS, nargs="+", default=[*FORMS], help="parametrizations (default: both)")
-    what = "of training and sampling; auto: bf16 where the hardware has it (default: auto)"
-    add("--precision", choices=PRECISIONS, default="auto", help=what)
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where the hardware has it")
     add("--minutes", type=float_range(0, 1e4), default=1e4, metavar="M", help="when to stop (default: when done)")
     args = parser.parse_args()
     args.out = args.out or args.work_dir / "study.csv"

@@ -7,7 +7,6 @@ training_curve.svg plots the FID-768 over the steps, training_samples.png shows 
 `DIR/eval` must hold the validation images at the size of the model (`dataset.py --image_resolution`).
 """
 
-import argparse
 import asyncio
 import re
 from pathlib import Path
@@ -46,17 +45,17 @@ def draw_curve(rows: list[dict[str, str]]) -> plt.Figure:
 
 def main() -> None:
     """The program."""
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--run", type=Path, required=True, metavar="DIR", help="a folder of train.py")
     add("--data_root", type=Path, required=True, metavar="DIR", help="its data")
     add("--save_dir", type=Path, required=True, metavar="DIR", help="gets a folder of samples for each checkpoint")
     what = "gets figures/ and tables/ (default: report)"
     add("--out", type=Path, default=common.ROOT / "report", metavar="DIR", help=what)
-    add("--num_samples", type=int_range(2), default=500, metavar="N", help="of each checkpoint (default: 500)")
-    add("--sample_method", choices=METHODS, default="ddim", help="sampler (default: ddim)")
-    add("--num_inference_steps", type=int_range(1), default=20, metavar="N", help="of the sampler (default: 20)")
-    add("--show", type=int_range(1), default=8, metavar="N", help="samples in the figure (default: 8)")
+    add("--num_samples", type=int_range(2), default=500, metavar="N", help="of each checkpoint")
+    add("--sample_method", choices=METHODS, default="ddim", help="sampler")
+    add("--num_inference_steps", type=int_range(1), default=20, metavar="N", help="of the sampler")
+    add("--show", type=int_range(1), default=8, metavar="N", help="samples in the figure")
     args = parser.parse_args()
     with exit_on_user_error(interrupted="stopped; the same command resumes"):
         check_has_data(args.data_root)

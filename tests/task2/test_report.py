@@ -158,7 +158,8 @@ def test_ctrl_c_interrupts_each_run_of_a_study_once(stand_ins, tmp_path, monkeyp
     (stand_ins / "behaviour").write_text("slow")
 
     def interrupt():
-        while len(list((tmp_path / "w").rglob("started"))) < 2:
+        deadline = time.monotonic() + 60
+        while len(list((tmp_path / "w").rglob("started"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -239,9 +240,9 @@ def test_every_sampler_is_measured_with_each_nfe_and_none_twice(
     assert len(calls(stand_ins, "measure_fid.py")) == len(rows) == before + 4
     for row in table(tmp_path / "t.csv"):
         assert (row["distance"], row["kid"], row["name"]) == ("4.5000", "0.010000", "FID-64")
-    asked = [sampling.parse_arguments(arguments) for _, arguments in calls(stand_ins, "sampling.py")]
-    asked = [(args.sample_method, args.num_inference_steps, args.num_samples) for args in asked]
-    assert asked == [(name, 12 if nfe == 11 else nfe, 4) for name, nfe in expected]
+    requested = [sampling.parse_arguments(arguments) for _, arguments in calls(stand_ins, "sampling.py")]
+    requested = [(args.sample_method, args.num_inference_steps, args.num_samples) for args in requested]
+    assert requested == [(name, 12 if nfe == 11 else nfe, 4) for name, nfe in expected]
     folders = {f"{name}-{nfe}" for name, nfe in expected}
     assert {path.stem for path in (tmp_path / "s/4").glob("*.json")} == folders  # but of no bound
     assert len(run("--num_samples", 2, "--steps", 5, "--methods", "dpm")) == len(rows) + 3
@@ -306,22 +307,15 @@ def test_the_residual_of_a_target_is_what_regression_leaves(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_weight_of_an_error_of_x0_is_the_square_of_what_it_becomes(mode):
-    """An error of 0.1 in x_0 is some error of noise and mean; its square is the weight, up to a factor."""
-    scheduler = DDPMScheduler(1000, 1e-4, 0.02, mode)
+    """A difference of 1 in x_0 is one of noise and mean; its square is the weight, up to a factor."""
+    scheduler, timesteps = DDPMScheduler(1000, 1e-4, 0.02, mode), range(0, 1000, 111)
     for predictor in PREDICTORS:
         squares = []
-        for t in range(0, 1000, 111):
+        for t in timesteps:
             alpha_bar, _ = alpha_bars(scheduler, t)
-            right, wrong = (
-                {
-                    "noise": (1.0 - alpha_bar**0.5 * x_0) / (1 - alpha_bar) ** 0.5,
-                    "x0": x_0,
-                    "mean": eq_7(scheduler, t, x_0, 1.0)[0],
-                }[predictor]
-                for x_0 in (0.3, 0.4)
-            )
-            squares.append((right - wrong) ** 2)
-        weights = explain_predictors.weight_on_x0(scheduler, predictor)[::111]
+            difference = {"noise": (alpha_bar / (1 - alpha_bar)) ** 0.5, "x0": 1, "mean": eq_7(scheduler, t, 1, 0)[0]}
+            squares.append(difference[predictor] ** 2)
+        weights = explain_predictors.weight_on_x0(scheduler, predictor)[timesteps]
         assert weights.max() <= 1 and np.allclose(weights / weights[0], np.array(squares) / squares[0], rtol=1e-3)
 
 
