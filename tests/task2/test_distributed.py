@@ -124,10 +124,10 @@ def test_two_that_are_stopped_and_resumed_end_the_same(faces, tmp_path):
 
 def test_what_only_the_first_finds_ends_all(model, faces, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/stranger.txt").touch()
+    (tmp_path / "out/stranger.png").touch()
     first, other = start_together(2, "sampling.py", "--ckpt_path", model, "--save_dir", "out", place=tmp_path)
     assert (first.finish(), other.finish()) == (2, 2)
-    assert "holds stranger.txt" in first.said and first.said.count("\n") == 1 and other.said == ""
+    assert "stranger.png" in first.said and first.said.count("\n") == 1 and other.said == ""
 
     broken = tmp_path / "afhq"
     shutil.copytree(faces, broken)
