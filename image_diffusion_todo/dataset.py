@@ -31,16 +31,15 @@ from download import download_afhq
 from images import cached, decode_images, fingerprint, read_image
 from synthetic_faces import write_synthetic_set
 
+CPU = torch.device("cpu")
+
 
 def tensor_to_pil_image(x: torch.Tensor, single_image: bool = False) -> list[Image.Image] | Image.Image:
     """Images in [-1, 1] as Pillow images; values outside are clipped.
 
     Args:
-        x: [B, C, H, W] or [C, H, W] of any floating-point type, with 3 channels (RGB) or 1 (grey).
-        single_image: return the first image rather than a list. [C, H, W] always gives one image.
-
-    Raises:
-        ValueError: for another shape, or for NaN (a diverged model).
+        x: [B, C, H, W], or [C, H, W] for one image, of any floating-point type, with 3 channels (RGB) or 1 (grey).
+        single_image: return the first image rather than a list.
     """
     if x.ndim == 3:
         x, single_image = x[None], True
@@ -59,11 +58,7 @@ def to_tensor(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 
 def get_data_iterator(iterable: Iterable[Any]) -> Iterator[Any]:
-    """Iterate over `iterable` again and again; unlike `itertools.cycle`, a shuffling loader shuffles each pass anew.
-
-    Raises:
-        ValueError: when a pass gives nothing, which would otherwise loop for ever.
-    """
+    """Iterate over `iterable` again and again; unlike `itertools.cycle`, a shuffling loader shuffles each pass anew."""
     while True:
         empty = True
         for item in iterable:
@@ -76,21 +71,17 @@ def get_data_iterator(iterable: Iterable[Any]) -> Iterator[Any]:
 class AFHQDataset(Dataset):
     """The images below `root/split/<class>/` as pairs `(image, label)`.
 
+    Classes and images are sorted by name, and class k has label `k + label_offset`; label 0 is left for "no class".
+
     Args:
         root: the data root; it holds the split.
         split: "train" or "val".
         transform: applied to each RGB Pillow image; None returns the image itself.
-        max_num_images_per_cat: use the first so many images of each class, in the order of their paths; -1 for all.
-        label_offset: label of the first class. With 1, label 0 is left for "no class".
-
-    Attributes:
-        classes: names of the classes, sorted; class k has label `k + label_offset`.
-        num_classes: how many.
-        fnames, labels: path and label of each image.
+        max_num_images_per_cat: use the first so many images of each class; -1 for all.
+        label_offset: label of the first class.
 
     Raises:
-        FileNotFoundError: when there is no such split.
-        UserError: when the split has no classes or a class has no images; the message names the folder.
+        FileNotFoundError, UserError: see `list_classes`.
     """
 
     def __init__(
@@ -104,6 +95,7 @@ class AFHQDataset(Dataset):
         if max_num_images_per_cat < 1 and max_num_images_per_cat != -1:
             raise UserError(f"max_num_images_per_cat must be at least 1, or -1 for all, got {max_num_images_per_cat}")
         self.root, self.split, self.transform = Path(root), split, transform
+        self.max_num_images_per_cat = max_num_images_per_cat
         images = list_classes(self.root, split)
         self.classes = list(images)
         self.num_classes = len(self.classes)
@@ -127,25 +119,17 @@ class CachedAFHQDataset(AFHQDataset):
     Args:
         resolution: R.
         skip_broken: leave out images that cannot be decoded; `decode` removes them from `fnames` and `labels`.
+        options: of `AFHQDataset`.
 
     Attributes:
         pixels: uint8 [N, 3, R, R]; None before `decode`.
         skipped: what is wrong with each image that was left out.
-        fingerprint: 16 hex digits that depend on the names and contents of the files, on R and on `skip_broken`.
+        fingerprint: 16 hex digits that depend on the names and contents of the files, and on the arguments.
     """
 
-    def __init__(
-        self,
-        root: str | os.PathLike,
-        split: str,
-        resolution: int,
-        max_num_images_per_cat: int = -1,
-        label_offset: int = 1,
-        skip_broken: bool = False,
-    ):
-        super().__init__(root, split, None, max_num_images_per_cat, label_offset)
+    def __init__(self, root: str | os.PathLike, split: str, resolution: int, skip_broken: bool = False, **options: int):
+        super().__init__(root, split, **options)
         self.resolution, self.skip_broken = resolution, skip_broken
-        self.cache_name = f"{split}-{resolution}px" + f"-{max_num_images_per_cat}" * (max_num_images_per_cat != -1)
         self.pixels: torch.Tensor | None = None
         self.skipped: list[str] = []
         self.fingerprint = ""
@@ -159,8 +143,9 @@ class CachedAFHQDataset(AFHQDataset):
         if self.pixels is not None:
             return
         self.fingerprint = fingerprint(self.fnames, self.root, self.resolution, self.skip_broken)
+        name = f"{self.split}-{self.resolution}px-{self.max_num_images_per_cat}".removesuffix("--1")
         decode = partial(decode_images, self.fnames, self.resolution, self.skip_broken, f"decoding {self.split}/")
-        arrays = cached(self.root, self.cache_name, self.fingerprint, decode)
+        arrays = cached(self.root, name, self.fingerprint, decode)
         self.skipped = arrays["reasons"].tolist()
         broken = set(arrays["broken"].tolist())
         whole = [i for i in range(len(self.fnames)) if i not in broken]
@@ -183,8 +168,8 @@ class CachedAFHQDataset(AFHQDataset):
 class TrainingBatches:
     """The batch of each training step, which depends on the seed and the step alone, so that a run can be resumed.
 
-    Each pass over the data has an order of its own, drawn from (seed, epoch), and leaves out the last images that do
-    not fill a batch. On a GPU the bytes of all images are kept in its memory if they take less than a quarter of it.
+    Each epoch takes the images in an order of its own, and leaves out the last ones that do not fill a batch. A GPU
+    keeps the bytes of all images in its memory if they take less than a quarter of it.
 
     Args:
         dataset: decoded images.
@@ -195,24 +180,19 @@ class TrainingBatches:
     """
 
     def __init__(
-        self,
-        dataset: CachedAFHQDataset,
-        batch_size: int,
-        seed: int,
-        device: torch.device | str = "cpu",
-        share: slice = slice(None),
+        self, dataset: CachedAFHQDataset, batch_size: int, seed: int, device: torch.device, share: slice = slice(None)
     ):
         self.pixels, self.labels = dataset.pixels, torch.tensor(dataset.labels)
-        self.batch_size, self.seed, self.device, self.share = batch_size, seed, torch.device(device), share
+        self.batch_size, self.seed, self.device, self.share = batch_size, seed, device, share
         self.order = lru_cache(maxsize=1)(self._order)
-        if self.device.type == "cuda" and self.pixels.nbytes < torch.cuda.mem_get_info(self.device)[0] / 4:
-            self.pixels, self.labels = self.pixels.to(self.device), self.labels.to(self.device)
+        if device.type == "cuda" and self.pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
+            self.pixels, self.labels = self.pixels.to(device), self.labels.to(device)
 
     def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images [batch_size, 3, R, R] in [-1, 1] and labels [batch_size] of step 0, 1, 2, ..."""
         epoch, i = divmod(step, len(self.labels) // self.batch_size)
-        indices = torch.from_numpy(self.order(epoch)[i * self.batch_size : (i + 1) * self.batch_size][self.share])
-        indices = indices.to(self.pixels.device, non_blocking=True)
+        indices = self.order(epoch)[i * self.batch_size : (i + 1) * self.batch_size][self.share]
+        indices = torch.from_numpy(indices).to(self.pixels.device, non_blocking=True)
         return to_tensor(self.pixels[indices].to(self.device)), self.labels[indices].to(self.device)
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -222,21 +202,13 @@ class TrainingBatches:
 class AFHQDataModule:
     """Training and validation loaders; downloads AFHQ if there is no data set.
 
-    With the default transform the images are decoded once and cached as bytes; batches then need no worker processes.
-
     Args:
         root: the data root, which holds `train/` and `val/`, or the folder in which it is called `afhq`.
         batch_size: images per batch.
-        num_workers: processes that decode images for a `transform`.
-        max_num_images_per_cat: see `AFHQDataset`; holds for both splits.
-        image_resolution: height and width of the images, for the default transform.
-        label_offset: see `AFHQDataset`.
-        transform: from an RGB Pillow image to a tensor; None resizes and gives float32 [3, R, R] in [-1, 1].
-        skip_broken: leave out images that cannot be decoded, for the default transform.
-
-    Attributes:
-        train_ds, val_ds: the two `AFHQDataset`s.
-        num_classes: how many classes both have.
+        num_workers: processes that run `transform`.
+        max_num_images_per_cat, label_offset: see `AFHQDataset`.
+        image_resolution, skip_broken: see `CachedAFHQDataset`; without a `transform`.
+        transform: from an RGB Pillow image to a tensor, anew each time; None takes the cached images.
 
     Raises:
         FileNotFoundError, UserError: when a split is missing, the root holds other things, or the two splits have
@@ -261,12 +233,13 @@ class AFHQDataModule:
                 raise UserError(f"{self.root} holds neither train/ nor val/")
             download_afhq(self.root)
 
-        def load(split: str) -> AFHQDataset:
-            limit = max_num_images_per_cat
-            if transform is None:
-                return CachedAFHQDataset(self.root, split, image_resolution, limit, label_offset, skip_broken)
-            return AFHQDataset(self.root, split, transform, limit, label_offset)
-
+        options = {"max_num_images_per_cat": max_num_images_per_cat, "label_offset": label_offset}
+        if transform is None:
+            load = partial(
+                CachedAFHQDataset, self.root, resolution=image_resolution, skip_broken=skip_broken, **options
+            )
+        else:
+            load = partial(AFHQDataset, self.root, transform=transform, **options)
         self.train_ds, self.val_ds = load("train"), load("val")
         if self.train_ds.classes != self.val_ds.classes:
             raise UserError(
@@ -283,9 +256,7 @@ class AFHQDataModule:
                 f"{self.root / 'train'}"
             )
 
-    def train_batches(
-        self, seed: int, device: torch.device | str = "cpu", share: slice = slice(None)
-    ) -> TrainingBatches:
+    def train_batches(self, seed: int, device: torch.device = CPU, share: slice = slice(None)) -> TrainingBatches:
         """Batches like those of `train_dataloader`, but by step (for the default transform)."""
         self.train_ds.decode()
         self.check_batch_size()
@@ -300,11 +271,12 @@ class AFHQDataModule:
         return self._loader(self.val_ds)
 
     def _loader(self, dataset: AFHQDataset, **options: bool) -> DataLoader:
+        workers = self.num_workers
         if isinstance(dataset, CachedAFHQDataset):
             dataset.decode()  # only then the number of images is known
+            workers = 0  # to copy bytes from memory
         if "drop_last" in options:
             self.check_batch_size()
-        workers = 0 if isinstance(dataset, CachedAFHQDataset) else self.num_workers  # a batch is a copy of bytes then
         return DataLoader(dataset, self.batch_size, num_workers=workers, **options)
 
 
