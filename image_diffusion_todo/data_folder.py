@@ -2,8 +2,8 @@
 
 afhq/                   the data root
     train/cat/*.jpg     one folder per class, in both splits
-    val/cat/*.jpg
-    eval/cat_*.png      every validation image, resized; made by `python dataset.py`
+    val/cat/*.jpg       (or test/, valid/, validation/)
+    eval/*.png          every validation image, resized; made by `python dataset.py`
     SYNTHETIC.txt       only where `synthetic_faces.py` drew the images
     .cache/             decoded training images
 """
@@ -11,19 +11,25 @@ afhq/                   the data root
 import json
 import os
 import re
+import shlex
 import shutil
+import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+from PIL import Image
 from tqdm import tqdm
 
 from cli import UserError
-from images import fingerprint, is_writable, list_images, read_image, resize
+from images import LITTER, center_square, fingerprint, is_litter, is_writable, list_images, read_image, resize, to_rgb
 
-SPLITS = ("train", "val")
+SPLITS = {
+    "train": ("train",),
+    "val": ("val", "test", "valid", "validation"),
+}  # and the names that their folders may have
 SYNTHETIC_MARK = "SYNTHETIC.txt"
 EVAL_MARK = ".images.json"
 EVAL_RESOLUTION = 64
@@ -46,18 +52,26 @@ def resolve_root(root: str | os.PathLike) -> Path:
     return root / "afhq"
 
 
+def split_dir(root: Path, split: str) -> Path:
+    """The folder of a split, which need not exist."""
+    return next((root / name for name in SPLITS.get(split, ()) if (root / name).is_dir()), root / split)
+
+
 def has_split(root: Path) -> bool:
     """Whether `root` holds at least one of the two splits."""
-    return any((root / split).is_dir() for split in SPLITS)
+    return any(split_dir(root, split).is_dir() for split in SPLITS)
 
 
 def check_has_data(root: str | os.PathLike) -> None:
     """Raise a UserError unless there are data at `root`, the `--data_root` of programs that do not download."""
-    if not has_split(resolve_root(root)):
-        raise UserError(
-            f"argument --data_root: {root} holds no train/ and val/; "
-            f"`python dataset.py --data_root {root}` downloads AFHQ, with --synthetic 500 it draws faces"
-        )
+    if has_split(resolve_root(root)):
+        return
+    found = visible_names(Path(root))
+    raise UserError(
+        f"argument --data_root: {root} holds {', '.join(found[:3]) or 'nothing'}{', ...' * (len(found) > 3)}, and no "
+        "train/ and val/ with a folder of images per class; "
+        f"`python dataset.py --data_root {shlex.quote(str(root))}` downloads AFHQ, with --synthetic 500 it draws faces"
+    )
 
 
 def is_synthetic(root: str | os.PathLike) -> bool:
@@ -74,17 +88,28 @@ def list_classes(root: Path, split: str) -> dict[str, list[Path]]:
         FileNotFoundError: when there is no such split.
         UserError: when the split has no classes or a class has no images; the message names the folder.
     """
-    folder = root / split
+    folder = split_dir(root, split)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no split {split!r} in {root}: {folder} is not a folder")
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not names:
-        raise UserError(f"{folder} must hold one folder of images per class, and it holds none")
-    classes = {name: list_images(folder / name) for name in names}
-    for name, files in classes.items():
-        if not files:
-            raise UserError(f"{folder / name} holds no images")
-    return classes
+        found = ", ".join(visible_names(root)[:3]) or "nothing"
+        raise FileNotFoundError(f"no split {split!r} in {root}: {folder} is not a folder, {found} is there")
+    classes: dict[str, list[Path]] = {}
+    for name in visible_names(folder):
+        if (folder / name).is_dir():
+            files = list_images(folder / name)
+            if not files:
+                raise UserError(f"{folder / name} holds no images")
+            # One name in two Unicode forms, as macOS and others write "é", is one class.
+            classes.setdefault(unicodedata.normalize("NFC", name), []).extend(files)
+    if not classes:
+        raise UserError(
+            f"{folder} must hold one folder of images per class, and holds {len(list_images(folder))} images"
+        )
+    return dict(sorted(classes.items()))
+
+
+def visible_names(folder: Path) -> list[str]:
+    """What is in a folder, sorted, without litter."""
+    return sorted(path.name for path in folder.iterdir() if not is_litter(path.name)) if folder.is_dir() else []
 
 
 def check_writable(folder: Path) -> None:
@@ -140,12 +165,13 @@ def check_free(root: Path) -> None:
     """
     if root.is_dir():
         ours = _SYNTHETIC if is_synthetic(root) else _CACHE
-        paths = {path.relative_to(root) for path in root.rglob("*")}
+        paths = {path.relative_to(root) for path in root.rglob("*") if path.name.lower() not in LITTER}
         others = {path for path in paths if not ours.fullmatch(path.as_posix())}
         others = sorted(str(path) for path in others if path.parent not in others)  # a folder stands for its contents
         if others:
             raise UserError(
-                f"{root} already holds other things ({', '.join(others[:3])}): move them or choose another folder"
+                f"{root} already holds other things ({', '.join(others[:3])}): move them or choose another folder; "
+                "a data set of your own needs train/ and val/ with a folder of images per class"
             )
     elif root.exists():
         raise UserError(f"{root} is a file, where a folder is wanted")
@@ -155,69 +181,109 @@ def check_free(root: Path) -> None:
 # The evaluation images.
 
 
-def make_eval_images(root: Path, resolution: int = EVAL_RESOLUTION) -> tuple[int, bool]:
-    """Make `root/eval/`, unless it is up to date: every validation image as a PNG `<class>_<name>.png`, resized.
+class EvalImages(NamedTuple):
+    """What `make_eval_images` put into a folder, as `EVAL_MARK` in it says."""
 
-    The list of its images in `EVAL_MARK` tells whether they are all there (see `check_eval_complete`), and whether
-    they were made from the present validation images in the same way.
+    made_from: str  # the `fingerprint` of validation images and settings
+    names: list[str]
+    skipped: list[str]  # what is wrong with each image that was left out
+
+
+def make_eval_images(
+    root: Path,
+    resolution: int = EVAL_RESOLUTION,
+    file_format: str = "png",
+    crop: bool = False,
+    skip_broken: bool = False,
+) -> tuple[EvalImages, bool]:
+    """Make `root/eval/`, unless it is up to date: every validation image, resized.
+
+    Args:
+        root: the data root.
+        resolution: height and width.
+        file_format: "png" makes `<class>_<name>.png`, resized like training images. "jpeg" does what the lab does: the
+            name stays, and Pillow's defaults resize and save the image in the mode that it has.
+        crop: take the centre square of each image.
+        skip_broken: leave out images that cannot be decoded.
 
     Returns:
-        How many images there are, and whether they were made now.
+        The images, and whether they were made now.
 
     Raises:
         PermissionError: when the root is read-only.
-        UserError: when a validation image is broken, or `eval/` holds files that this function did not make.
+        UserError: for a broken image, unless `skip_broken`; or when `eval/` holds files that are not from here.
     """
-    folder = root / "eval"
+    folder, settings = root / "eval", (file_format, resolution, crop)
     files = [file for images in list_classes(root, "val").values() for file in images]
-    names = _eval_names(files, root / "val")
-    made_from = fingerprint(files, root, "png", resolution)
-    mark = _read_mark(folder)
-    if mark["made_from"] == made_from and _visible(folder) == set(mark["images"]):
-        return len(files), False
-    if others := sorted(_visible(folder) - set(mark["images"])):
-        raise UserError(f"{folder} holds files that this program did not make ({', '.join(others[:3])}): move them")
+    made_from = fingerprint(files, root, *settings)
+    present, mark = set(visible_names(folder)), _read_mark(folder) or EvalImages("", [], [])
+    if mark.made_from == made_from and present == set(mark.names) and (skip_broken or not mark.skipped):
+        return mark, False
+    if others := sorted(present - set(mark.names)):
+        is_lab = all(name.lower().endswith(".jpg") for name in others)
+        kind = "JPEG images, as the lab's dataset.py makes them" if is_lab else "files that this program did not make"
+        raise UserError(
+            f"{folder} holds {len(others)} {kind} ({', '.join(others[:3])}): measure against them as they are, "
+            "or move the folder and run this again (--eval_format jpeg makes the lab's images)"
+        )
     if not is_writable(root):
         raise PermissionError(f"{root} is read-only, so eval/ cannot be made there: copy the data set")
+
+    def lab_resize(image: Image.Image) -> Image.Image:
+        image = (center_square(image) if crop else image).resize((resolution, resolution))
+        return image if image.mode in ("L", "RGB", "CMYK") else to_rgb(image)
+
+    def make(file: Path, name: str) -> str:
+        try:
+            if file_format == "jpeg":
+                read_image(file, convert=lab_resize).save(partial / name, format="JPEG")
+            else:
+                resize(read_image(file), resolution, crop).save(partial / name)
+        except UserError as error:
+            if not skip_broken:
+                raise UserError(f"{error}; --skip_broken leaves such images out") from error
+            return str(error)
+        return ""
+
+    names = _eval_names(files, split_dir(root, "val"), file_format)
     with atomic_dir(folder) as partial, ThreadPoolExecutor() as pool:
-
-        def make(file: Path, name: str) -> None:
-            resize(read_image(file), resolution).save(partial / name)
-
-        list(tqdm(pool.map(make, files, names), "evaluation images", len(files), unit="image"))
-        (partial / EVAL_MARK).write_text(json.dumps({"made_from": made_from, "images": names}))
-    return len(files), True
+        reasons = list(tqdm(pool.map(make, files, names), "evaluation images", len(files), unit="image"))
+        names = [name for name, reason in zip(names, reasons, strict=True) if not reason]
+        mark = EvalImages(made_from, names, [reason for reason in reasons if reason])
+        (partial / EVAL_MARK).write_text(json.dumps(mark._asdict()))
+    return mark, True
 
 
 def check_eval_complete(folder: Path) -> None:
     """Raise a UserError if `make_eval_images` made this folder, and images were removed or added since."""
-    mark = _read_mark(folder)
-    if mark["images"] and _visible(folder) != set(mark["images"]):
+    mark, present = _read_mark(folder), set(visible_names(folder))
+    if mark and present != set(mark.names):
         raise UserError(
-            f"{folder} holds {len(_visible(folder))} files, and {len(mark['images'])} evaluation images belong there; "
-            "run dataset.py again"
+            f"{folder} holds {len(present & set(mark.names))} of the {len(mark.names)} images that dataset.py made, "
+            f"and {len(present - set(mark.names))} other files: remove the folder and run dataset.py again"
         )
 
 
-def _read_mark(folder: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        return json.loads((folder / EVAL_MARK).read_text())
-    return {"made_from": None, "images": []}
+def _read_mark(folder: Path) -> EvalImages | None:
+    with suppress(OSError, ValueError, TypeError):
+        return EvalImages(**json.loads((folder / EVAL_MARK).read_text()))
+    return None
 
 
-def _visible(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
-
-
-def _eval_names(files: Sequence[Path], folder: Path) -> list[str]:
+def _eval_names(files: Sequence[Path], folder: Path, file_format: str) -> list[str]:
     """A file name for each image, unique even where letter case does not count."""
     names, taken = [], set()
     for file in files:
-        stem = name = "_".join(file.relative_to(folder).with_suffix("").parts)
-        number = 1
+        suffix = ".png"
+        stem = "_".join(file.relative_to(folder).with_suffix("").parts)
+        if file_format == "jpeg":
+            stem, suffix = file.stem, file.suffix if file.suffix.lower() in (".jpg", ".jpeg") else ".jpg"
+        if len(os.fsencode(stem)) > 200:  # names have 255 bytes at most
+            stem = os.fsencode(stem)[:200].decode(errors="ignore")
+        name, number = stem, 1
         while name.lower() in taken:
             number += 1
             name = f"{stem}-{number}"
         taken.add(name.lower())
-        names.append(f"{name}.png")
+        names.append(name + suffix)
     return names

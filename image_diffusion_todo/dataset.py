@@ -8,6 +8,7 @@ Afterwards `data/afhq/eval` holds every validation image at 64x64, for `fid/meas
 
 import argparse
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from cli import ArgumentParser, UserError, exit_on_user_error, int_range
+from cli import ArgumentParser, UserError, exit_on_user_error, int_range, one_line
 from data_folder import (
     EVAL_RESOLUTION,
     has_split,
@@ -45,6 +46,8 @@ def tensor_to_pil_image(x: torch.Tensor, single_image: bool = False) -> list[Ima
         x, single_image = x[None], True
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"images must be [B, C, H, W] or [C, H, W] with 1 or 3 channels, got shape {list(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"images must be floats in [-1, 1], got {x.dtype}")
     if x.isnan().any():
         raise UserError("the images hold NaN: the model has diverged")
     x = ((x.detach().float() + 1) * 127.5).clamp(0, 255).round().byte()
@@ -118,6 +121,7 @@ class CachedAFHQDataset(AFHQDataset):
 
     Args:
         resolution: R.
+        crop: take the centre square of each image.
         skip_broken: leave out images that cannot be decoded; `decode` removes them from `fnames` and `labels`.
         options: of `AFHQDataset`.
 
@@ -127,9 +131,17 @@ class CachedAFHQDataset(AFHQDataset):
         fingerprint: 16 hex digits that depend on the names and contents of the files, and on the arguments.
     """
 
-    def __init__(self, root: str | os.PathLike, split: str, resolution: int, skip_broken: bool = False, **options: int):
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        split: str,
+        resolution: int,
+        crop: bool = False,
+        skip_broken: bool = False,
+        **options: int,
+    ):
         super().__init__(root, split, **options)
-        self.resolution, self.skip_broken = resolution, skip_broken
+        self.settings = (resolution, crop, skip_broken)
         self.pixels: torch.Tensor | None = None
         self.skipped: list[str] = []
         self.fingerprint = ""
@@ -142,9 +154,9 @@ class CachedAFHQDataset(AFHQDataset):
         """
         if self.pixels is not None:
             return
-        self.fingerprint = fingerprint(self.fnames, self.root, self.resolution, self.skip_broken)
-        name = f"{self.split}-{self.resolution}px-{self.max_num_images_per_cat}".removesuffix("--1")
-        decode = partial(decode_images, self.fnames, self.resolution, self.skip_broken, f"decoding {self.split}/")
+        self.fingerprint = fingerprint(self.fnames, self.root, *self.settings)
+        name = f"{self.split}-{self.settings[0]}px-{self.max_num_images_per_cat}".removesuffix("--1")
+        decode = partial(decode_images, self.fnames, *self.settings, f"decoding {self.split}/")
         arrays = cached(self.root, name, self.fingerprint, decode)
         self.skipped = arrays["reasons"].tolist()
         broken = set(arrays["broken"].tolist())
@@ -207,7 +219,7 @@ class AFHQDataModule:
         batch_size: images per batch.
         num_workers: processes that run `transform`.
         max_num_images_per_cat, label_offset: see `AFHQDataset`.
-        image_resolution, skip_broken: see `CachedAFHQDataset`; without a `transform`.
+        image_resolution, crop, skip_broken: see `CachedAFHQDataset`; without a `transform`.
         transform: from an RGB Pillow image to a tensor, anew each time; None takes the cached images.
 
     Raises:
@@ -225,19 +237,16 @@ class AFHQDataModule:
         image_resolution: int = 64,
         label_offset: int = 1,
         transform: Callable[[Image.Image], torch.Tensor] | None = None,
+        crop: bool = False,
         skip_broken: bool = False,
     ):
         self.root, self.batch_size, self.num_workers = resolve_root(root), batch_size, num_workers
         if not has_split(self.root):
-            if self.root.is_dir() and any(self.root.iterdir()):
-                raise UserError(f"{self.root} holds neither train/ nor val/")
             download_afhq(self.root)
-
         options = {"max_num_images_per_cat": max_num_images_per_cat, "label_offset": label_offset}
         if transform is None:
-            load = partial(
-                CachedAFHQDataset, self.root, resolution=image_resolution, skip_broken=skip_broken, **options
-            )
+            options |= {"resolution": image_resolution, "crop": crop, "skip_broken": skip_broken}
+            load = partial(CachedAFHQDataset, self.root, **options)
         else:
             load = partial(AFHQDataset, self.root, transform=transform, **options)
         self.train_ds, self.val_ds = load("train"), load("val")
@@ -289,6 +298,10 @@ def main() -> None:
     add("--seed", type=int_range(0), default=0, metavar="N", help="of the synthetic images (default: 0)")
     help = f"of the images in eval/: that of the model (default: {EVAL_RESOLUTION})"
     add("--image_resolution", type=int_range(1), default=EVAL_RESOLUTION, metavar="N", help=help)
+    help = "of the images in eval/; jpeg makes the same as the lab's dataset.py (default: png)"
+    add("--eval_format", choices=["png", "jpeg"], default="png", help=help)
+    add("--crop", action="store_true", help="take the centre square of each validation image, as train.py --crop does")
+    add("--skip_broken", action="store_true", help="leave out validation images that cannot be decoded")
     args = parser.parse_args()
 
     root = resolve_root(args.data_root)
@@ -300,11 +313,16 @@ def main() -> None:
         elif not has_split(root):
             download_afhq(root)
         train = AFHQDataset(root, "train")
-        count, is_new = make_eval_images(root, args.image_resolution)
+        made, is_new = make_eval_images(root, args.image_resolution, args.eval_format, args.crop, args.skip_broken)
     synthetic = "synthetic " * is_synthetic(root)
     print(f"{root / 'train'}: {len(train)} {synthetic}images of {', '.join(train.classes)}")
-    made = "made now" if is_new else "up to date"
-    print(f"{root / 'eval'}: {count} {synthetic}images of {args.image_resolution}x{args.image_resolution}, {made}")
+    if max(Counter(train.labels).values()) > 3000:
+        print("    of which train.py takes the first 3000 per class; --max_num_images_per_cat -1 takes all")
+    size = f"{args.image_resolution}x{args.image_resolution}"
+    state = "made now" if is_new else "up to date"
+    print(f"{root / 'eval'}: {len(made.names)} {synthetic}images of {size}, {state}")
+    if made.skipped:
+        print(f"{len(made.skipped)} broken images are left out:", *map(one_line, made.skipped), sep="\n    ")
     if synthetic and not args.synthetic:
         print(f"These faces are synthetic. For AFHQ, remove {root} and run this program again")
 

@@ -1,6 +1,7 @@
 """Download of AFHQ v1 (Choi et al., 2020, arXiv:1912.01865): 512x512 faces of cats, dogs and wild animals."""
 
 import os
+import shlex
 import shutil
 import struct
 import urllib.error
@@ -14,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from cli import UserError
-from data_folder import SPLITS, atomic_dir, check_free, naming
-from images import SUFFIXES
+from data_folder import SPLITS, atomic_dir, check_free, naming, split_dir
+from images import image_endings, is_litter
 
 AFHQ_URL = "https://www.dropbox.com/s/t9l9o3vsx2jai3z/afhq.zip?dl=1"
 AFHQ_COUNTS = {"train": 14_630, "val": 1_500}
@@ -40,27 +41,32 @@ def download_afhq(root: str | os.PathLike, url: str = AFHQ_URL, counts: Mapping[
         OSError: when the disk is full or cannot be written to.
     """
     root = Path(root).resolve()
-    if all((root / split).is_dir() for split in SPLITS):
+    if all(split_dir(root, split).is_dir() for split in SPLITS):
         return
     check_free(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     archive = root.with_name(root.name + ".zip")
     if archive.is_file():
-        _unpack(archive, root, counts)
+        try:
+            _unpack(archive, root, counts)
+        except UserError as error:
+            raise UserError(f"{archive} is not the archive of AFHQ: it {error}") from error
         return
     part = archive.with_name(archive.name + ".part")
+    by_hand = f"fetch {url} in another way and put it at {archive}"
     try:
         _fetch(url, part)
     except (ConnectionError, urllib.error.URLError, HTTPException, TimeoutError) as error:
-        raise ConnectionError(
-            f"cannot download AFHQ ({error}): fetch {url} in another way and put it at {archive}, "
-            f"or draw a data set with `python dataset.py --data_root {root} --synthetic 500`"
-        ) from error
+        draw = f"python dataset.py --data_root {shlex.quote(str(root))} --synthetic 500"
+        raise ConnectionError(f"cannot download AFHQ ({error}): {by_hand}, or draw faces with `{draw}`") from error
     try:
         _unpack(part, root, counts)
-    except UserError:
+    except UserError as error:
+        with part.open("rb") as file:
+            is_page = file.read(1000).lstrip().startswith(b"<")
         part.unlink()  # the next call shall not find it again
-        raise
+        reason = "is a web page" if is_page else error
+        raise UserError(f"what {url} sent is not the archive of AFHQ: it {reason}; {by_hand}") from error
     part.unlink()
 
 
@@ -107,10 +113,10 @@ def _unpack(archive: Path, root: Path, counts: Mapping[str, int]) -> None:
             for split, count in counts.items():
                 found = sum(place.parts[0] == split for place in members)
                 if found != count:
-                    raise UserError(f"{archive} holds {found:,} images in {split}/, and AFHQ v1 has {count:,}")
+                    raise UserError(f"holds {found:,} images in {split}/, and AFHQ v1 has {count:,}")
             size = sum(info.file_size for info in members.values())
             if size > MAX_UNPACKED_BYTES:
-                raise UserError(f"{archive} would unpack to {size:,} bytes")
+                raise UserError(f"would unpack to {size:,} bytes")
             for place, info in tqdm(members.items(), desc="unpacking", unit="image"):
                 path = partial / place
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,13 +124,14 @@ def _unpack(archive: Path, root: Path, counts: Mapping[str, int]) -> None:
                     shutil.copyfileobj(source, file)
             check_free(root)
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError) as error:
-        raise UserError(f"{archive} is not a zip archive, or a damaged one ({error})") from error
+        raise UserError(f"is no zip archive, or a damaged one ({error})") from error
 
 
 def _place(name: str) -> PurePosixPath | None:
     """Where a member of the archive belongs below the data root: `split/class/image`, or None for no image of AFHQ."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
+    split = next((split for split, names in SPLITS.items() if parts[-3:-2] and parts[-3] in names), None)
     # No name that starts with a dot (".." among them) or holds a drive ("C:") can lead out of the folder.
-    if len(parts) < 3 or parts[-3] not in SPLITS or any(part.startswith(".") or ":" in part for part in parts):
+    if split is None or any(is_litter(part) or ":" in part for part in parts):
         return None
-    return PurePosixPath(*parts[-3:]) if PurePosixPath(name).suffix.lower() in SUFFIXES else None
+    return PurePosixPath(split, *parts[-2:]) if PurePosixPath(name).suffix.lower() in image_endings() else None

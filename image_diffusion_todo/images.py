@@ -5,11 +5,14 @@ Different resize filters on the two sides would add to the distance between them
 
 import hashlib
 import os
+import sys
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,45 +22,62 @@ from tqdm import tqdm
 from atomic import atomic_write, is_partial
 from cli import UserError
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# What operating systems, file servers and archives leave in folders, in lower case.
+LITTER = {".directory", ".ds_store", "__macosx", "@eadir", "desktop.ini", "ehthumbs.db", "thumbs.db"}
+IDENTIFIED_ONLY = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow alone does not decode
+
+
+@cache
+def note(text: str) -> None:
+    """Tell the user, once per process."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+# Finding and reading files.
+
+
+@cache
+def image_endings() -> frozenset[str]:
+    """The endings of files that the installed Pillow can decode."""
+    readable = {*Image.registered_extensions().values()} & {*Image.OPEN, "MPO"} - IDENTIFIED_ONLY
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in readable)
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or not the user's own."""
+    return name.startswith(".") or name.lower() in LITTER or name.endswith(":Zone.Identifier")
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
-    """The image files in `folder` and in all folders below it, sorted by path; hidden ones do not count."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent, name)
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 (4x slower)
-        ]
+    """The image files in `folder` and in all folders below it, sorted by path, without litter; links are followed.
+
+    A note tells how many files were left out because of their endings.
+    """
+    endings, found, others = image_endings(), [], Counter()
+    visited = set(Path(folder).resolve().parents)  # where a link would lead in a circle
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        place = Path(parent).resolve()
+        if place in visited:
+            folders.clear()
+            continue
+        visited.add(place)
+        folders[:] = sorted(name for name in folders if not is_litter(name))
+        for name in names:
+            ending = os.path.splitext(name)[1].lower()  # noqa: PTH122 (4x slower)
+            if is_litter(name):
+                continue
+            if ending in endings:
+                found.append(Path(parent, name))
+            else:
+                others[ending or "without"] += 1
+    if others:
+        counts = ", ".join(f"{ending} ({count})" for ending, count in sorted(others.items()))
+        note(f"{folder}: {others.total()} files do not count, since their endings are of no image: {counts}")
     return sorted(found)
 
 
-def read_image(path: str | os.PathLike) -> Image.Image:
-    """Read an image file as RGB with 8 bits per channel.
-
-    The EXIF orientation is applied, transparency becomes white, 16-bit grey is scaled to 8 bits, and an animation gives
-    its first frame.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        UserError: when it cannot be decoded; the message names the file.
-    """
-    try:
-        if Path(path).exists() and not Path(path).is_file():  # reading a pipe would block
-            raise ValueError("not a file")
-        with Image.open(path) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except (FileNotFoundError, MemoryError):
-        raise
-    except Exception as error:  # decoders fail with OSError, SyntaxError, struct.error, ...
-        reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
-        raise UserError(f"{path}: not an image, or a broken one{reason}") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8 bits per channel: transparency becomes white, 16-bit grey is scaled."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
@@ -69,17 +89,58 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize(image: Image.Image, resolution: int) -> Image.Image:
-    """The whole image at `resolution` x `resolution`; bit for bit the same if it has that size.
+def read_image(
+    path: str | os.PathLike,
+    convert: Callable[[Image.Image], Image.Image] = lambda image: to_rgb(ImageOps.exif_transpose(image)),
+) -> Image.Image:
+    """Read an image file; by default as RGB, see `to_rgb`, turned upright as its EXIF data say.
+
+    An animation gives its first frame. A note tells of 16-bit images that are nearly black.
+
+    Raises:
+        OSError: when the file cannot be read.
+        UserError: when it cannot be decoded; the message names the file.
+    """
+    try:
+        if Path(path).exists() and not Path(path).is_file():  # reading a pipe would block
+            raise ValueError("not a file")
+        with Image.open(path) as image:
+            is_deep = image.mode.startswith("I") or ";16" in str(image.tile)
+            image = convert(image)
+        if is_deep and np.max(image.getextrema()) < 64:
+            note(f"{Path(path).parent}: 16-bit images that use 14 bits or fewer are nearly black; scale their levels")
+        return image
+    except Image.DecompressionBombError:
+        raise UserError(f"{path}: too large, more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except Exception as error:  # decoders fail with OSError, SyntaxError, struct.error, ...
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
+            raise
+        reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
+        raise UserError(f"{path}: not an image, or a broken one{reason}") from error
+
+
+# From images to pixels.
+
+
+def center_square(image: Image.Image) -> Image.Image:
+    """The largest square in the middle of an image."""
+    side = min(image.size)
+    left, upper = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, upper, left + side, upper + side))
+
+
+def resize(image: Image.Image, resolution: int, crop: bool = False) -> Image.Image:
+    """The whole image, or its centre square, at `resolution` x `resolution`; bit for bit the same if it has that size.
 
     Pillow's bicubic filter is antialiased: it widens with the scale. Parmar et al. (2022, arXiv:2104.11222) recommend
     it for distances between image sets; Lanczos rings more along edges.
     """
+    image = center_square(image) if crop else image
     return image.resize((resolution, resolution), Image.Resampling.BICUBIC)
 
 
 def decode_images(
-    files: Sequence[Path], resolution: int, skip_broken: bool = False, title: str = "decoding"
+    files: Sequence[Path], resolution: int, crop: bool = False, skip_broken: bool = False, title: str = "decoding"
 ) -> dict[str, np.ndarray]:
     """Read and resize images.
 
@@ -94,7 +155,7 @@ def decode_images(
 
     def decode(i: int) -> str:
         try:
-            pixels[i] = np.asarray(resize(read_image(files[i]), resolution)).transpose(2, 0, 1)
+            pixels[i] = np.asarray(resize(read_image(files[i]), resolution, crop)).transpose(2, 0, 1)
         except (OSError, UserError) as error:
             if not skip_broken:
                 raise UserError(f"{error}; --skip_broken leaves such images out") from error

@@ -71,7 +71,7 @@ def draw_face(kind: str, rng: np.random.Generator, size: int = 64) -> Image.Imag
 
 def synthetic_face(kind: str, split: str, index: int, seed: int = 0) -> Image.Image:
     """Image `index` of a synthetic data set; it depends on these four values alone."""
-    return draw_face(kind, np.random.default_rng([seed, SPLITS.index(split), KINDS.index(kind), index]))
+    return draw_face(kind, np.random.default_rng([seed, list(SPLITS).index(split), KINDS.index(kind), index]))
 
 
 def write_synthetic_set(root: str | os.PathLike, num_images: int, seed: int = 0) -> None:

@@ -1,13 +1,18 @@
-"""The evaluation images, and dataset.py as a program."""
+"""The layout of a data set, the evaluation images, and dataset.py as a program."""
 
 import itertools
+import os
+import resource
+import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_folder import check_eval_complete, is_synthetic, make_eval_images
+from data_folder import check_eval_complete, check_has_data, is_synthetic, make_eval_images
+from dataset import AFHQDataModule, AFHQDataset
 from images import list_images, read_image, resize
 from oracles import refused
 
@@ -33,25 +38,85 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
+def counts(result):
+    """How many images there are, and whether they were made now."""
+    return len(result[0].names), result[1]
+
+
 def state(folder):
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
+# The layout.
+
+
+@pytest.mark.parametrize("name", ["test", "valid", "validation"])
+def test_other_names_of_val_are_taken(root, name):
+    shutil.copytree(root / "val", root / "train", dirs_exist_ok=True)
+    (root / "val").rename(root / name)
+    data = AFHQDataModule(root, image_resolution=8)
+    assert data.val_ds.fnames[0].parent == root / name / "cat" and len(next(iter(data.val_dataloader()))[1]) == 4
+    make_eval_images(root)
+    assert names(root / "eval") == ["cat_cat0.png", "cat_cat1.png", "dog_dog0.png", "dog_dog1.png"]
+
+
+def test_one_name_in_two_unicode_forms_is_one_class(root):
+    (root / "train" / "cat").rename(root / "train" / unicodedata.normalize("NFD", "é"))
+    (root / "val" / "cat").rename(root / "val" / unicodedata.normalize("NFC", "é"))
+    shutil.copytree(root / "val" / "dog", root / "train" / "dog")
+    data = AFHQDataModule(root, image_resolution=8)
+    assert data.train_ds.classes == data.val_ds.classes == ["dog", unicodedata.normalize("NFC", "é")]
+
+
+@pytest.mark.parametrize("layout", ["a.png", "cat/a.png", "train/a.png"])
+def test_another_layout_is_said_with_what_was_found(tmp_path, layout):
+    root = tmp_path / "pets"
+    write(root / layout)
+    (root / ".DS_Store").touch()
+    with pytest.raises(ValueError, match=r"pets.* folder of images per class") as refusal:
+        check_has_data(root) if "train" not in layout else AFHQDataset(root, "train")
+    assert ("1 images" if "train" in layout else layout.split("/")[0]) in str(refusal.value)
+    assert ".DS_Store" not in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_litter_in_any_folder_stops_nothing(root):
+    make_eval_images(root)
+    for folder in [root, root / "train", root / "val" / "dog", root / "eval"]:
+        for name in [
+            ".DS_Store",
+            "Thumbs.db",
+            "desktop.ini",
+            ".directory",
+            ".nfs01",
+            "._0.png",
+            "0.png:Zone.Identifier",
+        ]:
+            (folder / name).write_text("litter")
+        for name in [".ipynb_checkpoints", "@eaDir", "__MACOSX"]:
+            write(folder / name / "0.png" / "thumbnail.jpg")
+    assert counts(make_eval_images(root)) == (4, False)
+    check_eval_complete(root / "eval")
+    assert AFHQDataset(root, "train").classes == ["cat"] and len(AFHQDataset(root, "val")) == 4
+
+
+# The evaluation images.
+
+
 def test_eval_holds_every_validation_image_once_and_follows_changes(root):
-    assert make_eval_images(root) == (4, True)
+    assert counts(make_eval_images(root)) == (4, True)
     assert names(root / "eval") == ["cat_cat0.png", "cat_cat1.png", "dog_dog0.png", "dog_dog1.png"]
     for path in (root / "eval").glob("*.png"):
         source = root / "val" / path.name[:3] / path.name[4:]
         assert np.array_equal(Image.open(path), resize(read_image(source), 64))
     before = state(root / "eval")
-    assert make_eval_images(root) == (4, False) and state(root / "eval") == before
+    assert counts(make_eval_images(root)) == (4, False) and state(root / "eval") == before
     write(root / "val" / "cat" / "cat0.png", 55)
     write(root / "val" / "cat" / "new.png", 56)
     (root / "val" / "dog" / "dog1.png").unlink()
-    assert make_eval_images(root) == (4, True)
+    assert counts(make_eval_images(root)) == (4, True)
     assert names(root / "eval") == ["cat_cat0.png", "cat_cat1.png", "cat_new.png", "dog_dog0.png"]
     assert np.array_equal(Image.open(root / "eval" / "cat_cat0.png"), read_image(root / "val" / "cat" / "cat0.png"))
-    assert make_eval_images(root, resolution=16) == (4, True)
+    assert counts(make_eval_images(root, resolution=16)) == (4, True)
     assert {read_image(path).size for path in list_images(root / "eval")} == {(16, 16)}
     assert names(root) == ["eval", "train", "val"]
 
@@ -59,10 +124,66 @@ def test_eval_holds_every_validation_image_once_and_follows_changes(root):
 def test_names_in_eval_never_collide(root):
     for i, name in enumerate(["cat/a.png", "cat/a.bmp", "dog/a.png", "cat/x/y.png", "cat/x_y.png", "cat/A.png"]):
         write(root / "val" / name, 60 + i)
-    assert make_eval_images(root) == (10, True)
+    assert counts(make_eval_images(root)) == (10, True)
     assert len({np.asarray(read_image(path)).tobytes() for path in list_images(root / "eval")}) == 10
     assert len({name.lower() for name in names(root / "eval")}) == 10
-    assert make_eval_images(root) == (10, False)
+    assert counts(make_eval_images(root)) == (10, False)
+
+
+def test_long_names_are_shortened(root):
+    for letter in "ab":
+        write(root / "val" / "cat" / f"{'x' * 240}{letter}.png", ord(letter))
+    write(root / "val" / "cat" / f"{'ü' * 120}.png")
+    assert counts(make_eval_images(root)) == (7, True) and counts(make_eval_images(root)) == (7, False)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpegs_in_eval_are_those_of_the_lab_bit_for_bit(root, mode):
+    shutil.rmtree(root / "val" / "dog")
+    source = root / "val" / "cat" / "flickr_cat_000002.jpg"
+    Image.open(root / "val" / "cat" / "cat0.png").convert(mode).save(source, quality=95, comment="from a camera")
+    for name in ["cat0.png", "cat1.png"]:
+        (root / "val" / "cat" / name).unlink()
+    made, _ = make_eval_images(root, file_format="jpeg")
+    assert made.names == names(root / "eval") == ["flickr_cat_000002.jpg"]
+    lab = source.with_name("lab.jpg")
+    Image.open(source).resize((64, 64)).save(lab)
+    assert (root / "eval" / "flickr_cat_000002.jpg").read_bytes() == lab.read_bytes()
+
+
+def test_other_images_become_jpegs_too_and_the_format_can_change(root):
+    write(root / "val" / "dog" / "cat0.png", 7)
+    Image.new("P", (9, 9)).save(root / "val" / "dog" / "p.gif")
+    Image.new("RGBA", (9, 9)).save(root / "val" / "dog" / "a.png")
+    for file_format, suffix in [("jpeg", ".jpg"), ("png", ".png"), ("jpeg", ".jpg")]:
+        assert counts(make_eval_images(root, file_format=file_format)) == (7, True)
+        assert {path.suffix for path in list_images(root / "eval")} == {suffix}
+    assert "cat0-2.jpg" in names(root / "eval")
+
+
+def test_crop_takes_the_centre_square(root):
+    wide = np.zeros((40, 100, 3), np.uint8)
+    wide[:, 30:70] = 255
+    shutil.rmtree(root / "val" / "dog")
+    for name, image in [("cat0", wide), ("cat1", wide.transpose(1, 0, 2))]:
+        Image.fromarray(image).save(root / "val" / "cat" / f"{name}.png")
+    for file_format in ("png", "jpeg"):
+        make_eval_images(root, file_format=file_format, crop=True)
+        assert all(np.min(read_image(path)) > 250 for path in list_images(root / "eval"))
+        make_eval_images(root, file_format=file_format)
+        assert all(np.min(read_image(path)) < 5 for path in list_images(root / "eval"))
+    data = AFHQDataModule(shutil.copytree(root / "val", root / "train", dirs_exist_ok=True).parent, crop=True)
+    assert next(iter(data.val_dataloader()))[0].min() == 1
+
+
+def test_broken_images_are_left_out_if_wanted_and_named(root):
+    (root / "val" / "dog" / "dog1.png").write_bytes(b"hello")
+    for is_new in (True, False):
+        made, new = make_eval_images(root, skip_broken=True)
+        assert len(made.names) == 3 and new is is_new and "dog1.png" in made.skipped[0]
+    check_eval_complete(root / "eval")
+    with pytest.raises(ValueError, match=r"dog1\.png.*--skip_broken"):
+        make_eval_images(root)
 
 
 @pytest.mark.parametrize("made_before", [True, False])
@@ -88,6 +209,18 @@ def test_eval_is_whole_or_not_there(root):
     assert names(root) == ["eval", "train", "val"] and len(names(root / "eval")) == 4
 
 
+def test_a_full_disk_is_named_and_leaves_the_old_eval(root):
+    make_eval_images(root, resolution=8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # less than an image takes
+    try:
+        with pytest.raises(OSError, match=r"eval\.partial"):
+            make_eval_images(root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(root) == ["eval", "train", "val"] and read_image(root / "eval" / "cat_cat0.png").size == (8, 8)
+
+
 def test_what_was_removed_from_eval_or_added_to_it_is_noticed(root):
     make_eval_images(root)
     check_eval_complete(root / "eval")
@@ -99,8 +232,16 @@ def test_what_was_removed_from_eval_or_added_to_it_is_noticed(root):
     with pytest.raises(ValueError, match="eval"):
         check_eval_complete(root / "eval")
     (root / "eval" / "other.png").unlink()
-    assert make_eval_images(root) == (4, True)
+    assert counts(make_eval_images(root)) == (4, True)
     check_eval_complete(root / "eval")
+
+
+def test_a_folder_of_the_lab_is_said_to_be_one_and_stays(root):
+    for i in range(4):
+        write(root / "eval" / f"flickr_cat_{i:06}.jpg")
+    with pytest.raises(ValueError, match=r"4 JPEG images.*lab.*flickr_cat_000000\.jpg.*--eval_format jpeg"):
+        make_eval_images(root)
+    assert len(names(root / "eval")) == 4
 
 
 def test_a_read_only_set_gets_no_eval(root):
@@ -131,6 +272,7 @@ def test_the_program_draws_and_makes_eval(program, tmp_path):
         (["--data_root", "some where/afhq"], "some where/afhq.zip"),
         (["--data_root", "pets", "--synthetic", "2"], "pets already holds other things (train, val)"),
         (["--data_root", "pets"], "broken.png"),
+        (["--data_root", "flat"], "flat already holds other things (0.png, 1.png, 2.png)"),
     ],
 )
 def test_what_the_user_can_fix_is_one_line_and_code_2(program, arguments, words, tmp_path, monkeypatch):
@@ -138,4 +280,21 @@ def test_what_the_user_can_fix_is_one_line_and_code_2(program, arguments, words,
     (tmp_path / "file").touch()
     write(tmp_path / "pets" / "train" / "cat" / "a.png")
     write(tmp_path / "pets" / "val" / "cat" / "broken.png").write_bytes(b"hello")
+    for i in range(3):
+        write(tmp_path / "flat" / f"{i}.png")
     assert refused(program("dataset.py", *arguments), words)
+
+
+def test_the_program_lists_what_it_leaves_out_and_that_training_takes_fewer(program, root):
+    for i in range(3000):
+        os.link(root / "train" / "cat" / "a.png", root / "train" / "cat" / f"{i}.png")
+    (root / "val" / "dog" / "dog1.png").write_bytes(b"hello")
+    run = program("dataset.py", "--data_root", root, "--skip_broken", "--eval_format", "jpeg", "--crop")
+    assert run.returncode == 0 and "dog1.png" in run.stdout and "--max_num_images_per_cat -1" in run.stdout
+    assert names(root / "eval") == ["cat0.jpg", "cat1.jpg", "dog0.jpg"]
+
+
+def test_the_fid_program_refuses_a_folder_that_is_not_whole(program, root):
+    make_eval_images(root)
+    (root / "eval" / "cat_cat1.png").unlink()
+    assert refused(program("fid/measure_fid.py", root / "eval", root / "val"), "3 of the 4 images")

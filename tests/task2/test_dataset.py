@@ -94,7 +94,16 @@ def test_batches_give_lists_and_single_images_one(dtype):
     assert [image.mode for image in tensor_to_pil_image(x[:, :1])] == ["L"] * 3
 
 
-@pytest.mark.parametrize("x", [torch.zeros(4, 4), torch.zeros(2, 2, 4, 4), torch.full((1, 3, 4, 4), torch.nan)])
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(4, 4),
+        torch.zeros(2, 2, 4, 4),
+        torch.full((1, 3, 4, 4), torch.nan),
+        torch.zeros(1, 3, 4, 4, dtype=torch.uint8),
+    ],
+    ids=["two axes", "two channels", "nan", "bytes"],
+)
 def test_tensors_that_are_no_images_are_refused(x):
     with pytest.raises(ValueError):
         tensor_to_pil_image(x)
