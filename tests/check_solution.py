@@ -15,9 +15,9 @@ import shutil
 import stat
 import sys
 import tempfile
+import textwrap
 import time
 import zipfile
-from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from solution_check.process import Row, run_tasks
@@ -107,7 +107,7 @@ def table(rows: list[Row]) -> str:
         lines.append(f"{row.task:<6}{row.todo:<6}{row.function:<20}{row.verdict:<17}{row.held} of {row.checks}")
         for mistake in dict.fromkeys(detail["mistake"] for detail in row.details):
             lines += [f"      {d['aspect']}: {d['difference']}" for d in row.details if d["mistake"] == mistake]
-            lines.append(f"      -> {mistake}")
+            lines += textwrap.wrap(mistake, 108, initial_indent="      -> ", subsequent_indent="         ")
         if row.note:
             lines.append(f"      {row.note}")
     held, checks = totals(rows)
@@ -126,7 +126,7 @@ def write_many(place: Path, target: Path, limit: float, train: bool) -> int:
             records.append({"solution": each.name, "held": 0, "checks": 0, "mistakes": str(error)})
         else:
             held, checks = totals(rows)
-            mistakes = Counter(d["name"] or "unknown" for row in rows for d in row.details)
+            mistakes = dict.fromkeys(f"{row.function}: {d['name'] or 'unknown'}" for row in rows for d in row.details)
             records.append({"solution": each.name, "held": held, "checks": checks, "mistakes": "; ".join(mistakes)})
             records[-1] |= {row.key: row.verdict for row in rows}
             functions |= {row.key: None for row in rows}

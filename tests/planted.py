@@ -214,3 +214,11 @@ for name, other in ("noise", "x0"), ("x0", "noise"), ("mean", "x0"):
         f"self.get_loss_{other}",
         'if self.predictor == "noise"',
     )
+plant(
+    "x0-to-noise",
+    "step_predict_x0",
+    MEAN,
+    f"eps = (x_t - alpha_bar_t.sqrt() * x0_pred) / (1 - alpha_bar_t); {as_noise.replace('x0_pred', 'eps')}",
+)
+plant("forward-noise-root", "q_sample", "(1 - alphas_prod_t).sqrt()", "(1 - alphas_prod_t.sqrt())")
+plant("not-squared", "compute_loss", "F.mse_loss", "F.smooth_l1_loss")

@@ -110,12 +110,14 @@ def reverse_step(
     variance=None,
     root=np.sqrt,
     last=None,
+    last_large=None,
     pick=None,
     **_,
 ):
     """x_{t-1} = mean + sigma_t z, without noise at t = 0."""
     q = schedule_at(t)
     if t == 0:
+        last = last if sigma_type == "small" else last_large
         sigma = root(last(q)) if last else 0.0
     else:
         sigma = root((variance or (small if sigma_type == "small" else lambda q: q.beta))(q))

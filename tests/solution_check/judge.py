@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 import random
 import sys
 import traceback
@@ -14,8 +15,9 @@ import numpy as np
 import torch
 
 from solution_check.formulas import Case
-from solution_check.mistakes import RIGHT, diagnose
+from solution_check.mistakes import MISTAKES, RIGHT, Mistake
 from solution_check.process import Row
+from solution_check.sandbox import Draws
 
 # Results that the skeleton returns without ever assigning them.
 SKELETON_NAMES = {"x_t_prev", "sample_prev", "x_t", "xt", "x0_pred", "loss", "betas", "x_prev"}
@@ -63,7 +65,8 @@ def judge_all(solution: Any, checks: list[Check], finished: set[str] = frozenset
         try:
             if not (solution.folder / f"{file}.py").is_file():
                 raise NotWritten("there is no such file")
-            importlib.import_module(file)
+            with Draws():
+                importlib.import_module(file)
         except NotWritten as error:
             row.verdict, row.note = "not written yet", str(error)
             yield "row", row
@@ -118,16 +121,32 @@ def _fill(row: Row, check: Check, cases: list[Case], solution: Any) -> None:
         own = [case for case in cases if case.aspect == aspect]
         found = joint or diagnose(check.function, own)
         # Of two mistakes, those that show in this aspect.
-        visible = [m for m, parts in found if any(case.is_changed_by(parts) for case in own)] or [m for m, _ in found]
-        unknown = f"not a mistake that this program knows: right is {RIGHT.get(check.function, 'the formula')}"
+        shown = [m for m, parts in found if any(case.is_changed_by(parts) for case in own)] or [m for m, _ in found]
+        what = "; ".join(mistake.what for mistake in shown) or "not a mistake that this program knows"
+        right = "; ".join(dict.fromkeys(mistake.right for mistake in shown)) or RIGHT.get(check.function, "")
         row.details.append(
             {
                 "aspect": aspect,
                 "difference": _largest(own),
-                "mistake": "; ".join(m.sentence for m in visible) or unknown,
-                "name": " + ".join(m.name for m in visible),
+                "mistake": what + (f": right is {right}" if right else ""),
+                "name": " + ".join(mistake.name for mistake in shown),
             }
         )
+
+
+def diagnose(function: str, cases: list[Case]) -> list[tuple[Mistake, dict[str, Any]]]:
+    """The fewest mistakes (one or two) that explain all of `cases`, with the parts they replace; or none."""
+    known = [(mistake, parts) for mistake in MISTAKES if function in mistake.functions for parts in mistake.variants]
+    for size in (1, 2):
+        matches = []
+        for chosen in itertools.combinations(known, size):
+            parts = {name: part for _, each in chosen for name, part in each.items()}
+            if len(parts) == sum(len(each) for _, each in chosen) and all(case.holds(**parts) for case in cases):
+                distance = sum(float(case.differences(**parts)[0].sum()) for case in cases)
+                matches.append((distance, len(matches), [*chosen]))
+        if matches:
+            return min(matches)[2]
+    return []
 
 
 def _largest(cases: list[Case]) -> str:
@@ -148,6 +167,13 @@ def crash(folder: Path) -> str:
     frames = [frame for frame in traceback.extract_tb(trace) if frame.filename.startswith(str(folder))]
     place = f"{Path(frames[-1].filename).name} line {frames[-1].lineno}: " if frames else ""
     return f"{place}{' '.join(f'{kind.__name__}: {error}'.split())[:200]}"
+
+
+def method(owner: Any, name: str) -> Callable:
+    """A function of the student's, NotWritten where there is none of this name."""
+    if not hasattr(owner, name):
+        raise NotWritten(f"there is no {name}")
+    return getattr(owner, name)
 
 
 def call(function: Callable, *args: Any, **optional: Any) -> Any:

@@ -53,7 +53,11 @@ def run_tasks(tasks: dict[int, Path], limit: float, train: bool = False) -> list
                 if kind == "row":
                     rows.append(row)
                 else:
-                    current, seconds = row, TRAINING_SECONDS if row.function == "training" else limit
+                    current, seconds = row, limit
+                    if row.function == "training":
+                        seconds = TRAINING_SECONDS
+                    elif row.function.endswith(".py"):  # libraries may be slow to import
+                        seconds = 3 * limit
                 if not row.function.endswith(".py") or kind == "row":  # a file must be imported anew
                     finished.append(row.key)
             if line[1] == "all":

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 # What the lab's files import beside PyTorch and NumPy. None of it matters here, so it need not be installed.
 EXTRAS = {"dotmap", "pytorch_lightning", "lightning", "jupyter", "IPython", "ipywidgets", "jaxtyping", "matplotlib"}
-EXTRAS |= {"PIL", "sklearn", "scipy", "pandas", "torchvision", "torchmetrics", "tqdm", "wandb", "tensorboard", "cv2"}
+EXTRAS |= {"PIL", "sklearn", "scipy", "pandas", "torchvision", "torchmetrics", "tqdm", "wandb", "einops", "cv2"}
 
 
 class Placeholder:
@@ -41,6 +41,12 @@ class Placeholder:
         return cls
 
 
+def _placeholder(name: str) -> type:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (Placeholder,), {})
+
+
 class PlaceholderFinder:
     """Import machinery for those of `EXTRAS` that are not installed."""
 
@@ -49,7 +55,7 @@ class PlaceholderFinder:
 
     def create_module(self, spec: Any) -> types.ModuleType:
         module = types.ModuleType(spec.name)
-        module.__getattr__ = lambda name: type(name, (Placeholder,), {})
+        module.__getattr__ = _placeholder
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:
@@ -71,7 +77,8 @@ def bare_imports(folder: Path) -> Iterator[None]:
         sys.path[:] = path
         sys.meta_path.remove(finder)
         for name, module in list(sys.modules.items()):
-            if (getattr(module, "__file__", None) or "").startswith(str(folder)):
+            is_own = (getattr(module, "__file__", None) or "").startswith(str(folder))
+            if is_own or getattr(module, "__loader__", None) is finder:
                 del sys.modules[name]
         sys.modules.update(hidden)
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from solution_check.formulas import Case, T, ddim_step
-from solution_check.judge import Check, NotWritten, flag, numbers, timestep, written
+from solution_check.judge import Check, NotWritten, flag, method, numbers, timestep, written
 from solution_check.probes import (
     INPUTS,
     Solution,
@@ -40,6 +40,7 @@ def network(solution: Solution, _: str) -> list[Case]:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.normal_(0, parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5)
+    net.eval()
     time_layers = []
     for layer in net.modules():
         if type(layer).__name__ == "TimeLinear":
@@ -47,20 +48,24 @@ def network(solution: Solution, _: str) -> list[Case]:
     x = torch.randn(512, 3)
 
     def predict(x, t):
-        return numbers(written(net(x, torch.full((len(x),), t)), x))
+        with Draws():
+            return numbers(written(net(x, torch.full((len(x),), t)), x))
 
     y = predict(x, T // 2)
     if not time_layers:
         solution.notes.append("has no TimeLinear layers: whether t enters each layer is not judged")
-    time_enters = len(time_layers) in (0, len(widths) + 1)
-    far = np.stack([predict(1e4 * x, t) for t in (0, T // 2, T - 1)])
-    one_sided = min(far.max(), -far.min()) < 0.02 * max(far.max(), -far.min())
+    timed = len(time_layers)
     a, b, c = (predict(v, T // 2) for v in (x, -3 * x, -x))  # affine in x: f(-x) = (f(x) + f(-3x)) / 2
     bend = np.abs(c - (a + b) / 2).max() / np.abs(a - b).max()
     change = max(np.abs(predict(x, t) - y).max() for t in (0, 1, T - 1)) / np.abs(y).max()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(10)  # so that only what an activation cuts off is small
+    far = np.stack([predict(1e4 * x, t) for t in (0, T // 2, T - 1)])
+    one_sided = min(far.max(), -far.min()) < 0.02 * max(far.max(), -far.min())
     return [
         flag("shape", f"the output has shape {list(y.shape)}, not {[512, 5]}", y.shape == (512, 5), "shape"),
-        flag("t in each layer", f"{len(time_layers)} of {len(widths) + 1} layers get t", time_enters, "time"),
+        flag("t in each layer", f"{timed} of {len(widths) + 1} layers get t", timed in (0, len(widths) + 1), "time"),
         flag("activation between", "the output is linear in x", bend > 1e-4, "between"),
         flag(
             "no activation at the end",
@@ -73,8 +78,7 @@ def network(solution: Solution, _: str) -> list[Case]:
 
 
 def q_sample(solution: Solution, _: str) -> list[Case]:
-    function = solution.module(Network()).q_sample
-    return forward_cases(solution, function, float_t=True)
+    return forward_cases(solution, method(solution.module(Network()), "q_sample"), float_t=True)
 
 
 def p_sample(solution: Solution, _: str) -> list[Case]:
@@ -83,7 +87,7 @@ def p_sample(solution: Solution, _: str) -> list[Case]:
 
     def step(x, t, out):
         network.out = out
-        return module.p_sample(x, t)
+        return method(module, "p_sample")(x, t)
 
     cases = step_cases(solution, step, "noise", ("an int", "a 0-d tensor", "a tensor [1]", "a tensor [B]"))
     if not network.calls:
@@ -93,9 +97,10 @@ def p_sample(solution: Solution, _: str) -> list[Case]:
 
 def p_sample_loop(solution: Solution, attempt: str) -> list[Case]:
     def run(module):
-        return module.p_sample_loop((5, 2))
+        return method(module, "p_sample_loop")((5, 2))
 
-    return loop_cases(solution.module, lambda module: module, "p_sample", run, (5, 2), attempt == "reference")
+    # Steps of 0.5 end far out, where a clamp would show.
+    return loop_cases(solution.module, lambda module: module, "p_sample", run, (5, 2), attempt == "reference", 0.5)
 
 
 def compute_loss(solution: Solution, attempt: str) -> list[Case]:
@@ -103,7 +108,7 @@ def compute_loss(solution: Solution, attempt: str) -> list[Case]:
         module.q_sample = lambda x0, t, noise=None: q_of_xt(x0, t, torch.randn_like(x0) if noise is None else noise)
 
     helper = right_q_sample if attempt == "reference" else None
-    return loss_cases(solution, solution.module, lambda module, x0: module.compute_loss(x0), "noise", helper)
+    return loss_cases(solution, solution.module, lambda module, x0: method(module, "compute_loss")(x0), "noise", helper)
 
 
 def ddim_p_sample(solution: Solution, _: str) -> list[Case]:
@@ -111,11 +116,11 @@ def ddim_p_sample(solution: Solution, _: str) -> list[Case]:
     module = solution.module(network)
     values = [(x, -out, z) for _, x, out, z in INPUTS]
     x, network.out, z = (solution.full(*map(float, column)) for column in zip(*values, strict=True))
-    cases = []
+    step, cases = method(module, "ddim_p_sample"), []
     for t, prev in ((980, 960), (500, 480), (19, -1)):
         for eta in (0.0, 1.0):
             with Draws(z=z):
-                got = numbers(written(module.ddim_p_sample(x, torch.tensor(t), torch.tensor(prev), eta), x))
+                got = numbers(written(step(x, torch.tensor(t), torch.tensor(prev), eta), x))
             for row, inputs in zip(got, values, strict=True):
                 cases.append(Case(f"eta = {eta:g}", f"t = {t}", row, partial(ddim_step, t, prev, *inputs, eta)))
     return cases
@@ -130,7 +135,8 @@ def ddim_p_sample_loop(solution: Solution, _: str) -> list[Case]:
         return 0.9 * xt
 
     module.ddim_p_sample = known_step
-    module.ddim_p_sample_loop((5, 2), 50)
+    with Draws():
+        method(module, "ddim_p_sample_loop")((5, 2), 50)
     if not steps:
         raise NotWritten
     ts, prev = (list(column) for column in zip(*steps, strict=True))
