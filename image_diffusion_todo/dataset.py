@@ -132,13 +132,7 @@ class CachedAFHQDataset(AFHQDataset):
     """
 
     def __init__(
-        self,
-        root: str | os.PathLike,
-        split: str,
-        resolution: int,
-        crop: bool = False,
-        skip_broken: bool = False,
-        **options: int,
+        self, root: Path, split: str, resolution: int, crop: bool = False, skip_broken: bool = False, **options: int
     ):
         super().__init__(root, split, **options)
         self.settings = (resolution, crop, skip_broken)
@@ -180,15 +174,9 @@ class CachedAFHQDataset(AFHQDataset):
 class TrainingBatches:
     """The batch of each training step, which depends on the seed and the step alone, so that a run can be resumed.
 
-    Each epoch takes the images in an order of its own, and leaves out the last ones that do not fill a batch. A GPU
-    keeps the bytes of all images in its memory if they take less than a quarter of it.
-
-    Args:
-        dataset: decoded images.
-        batch_size: images per batch.
-        seed: at least 0.
-        device: where the images are wanted.
-        share: which images of each batch; each of several processes takes its own.
+    Each epoch takes the images in an order of its own, and leaves out the last ones that do not fill a batch. `share`
+    is the part of each batch that one of several processes takes. A GPU keeps the bytes of all images in its memory if
+    they take less than a quarter of it.
     """
 
     def __init__(

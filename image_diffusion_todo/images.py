@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from atomic import atomic_write, is_partial
-from cli import UserError
+from cli import UserError, one_line
 
 # What operating systems, file servers and archives leave in folders, in lower case.
 LITTER = {".directory", ".ds_store", "__macosx", "@eadir", "desktop.ini", "ehthumbs.db", "thumbs.db"}
@@ -30,7 +30,7 @@ IDENTIFIED_ONLY = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that
 @cache
 def note(text: str) -> None:
     """Tell the user, once per process."""
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {one_line(text)}", file=sys.stderr)
 
 
 # Finding and reading files.

@@ -215,11 +215,8 @@ def _nose_and_mouth(face: _Face, y: float, size: float, nose: Color, line: Color
 
 
 def _whiskers(face: _Face, y: float, color: Color) -> None:
-    ends = face.rng.normal([[[1.1, -0.2], [1.15, 0], [1.1, 0.2]]] * 2, 0.03)  # [side, whisker, (x, y)]
-    hairs = [
-        [(0.3 * s, y + 0.3 * dy), (s * x, y + dy)] for s, side in zip((1, -1), ends, strict=True) for x, dy in side
-    ]
-    face.draw(color, *hairs, depth=0.7, width=0.016)
+    ends = face.rng.normal([(1.1, -0.2), (1.15, 0), (1.1, 0.2)], 0.03)
+    face.draw(color, *[[(0.3, y + 0.3 * dy), (x, y + dy)] for x, dy in ends], depth=0.7, width=0.016, both=True)
 
 
 def _cat(face: _Face, coat: str, fur: Color) -> None:
@@ -245,7 +242,7 @@ def _cat(face: _Face, coat: str, fur: Color) -> None:
     cheeks = _oval(0.19, 0.42, 0.27, 0.21), _oval(0, 0.62, 0.2, 0.16)
     face.draw(muzzle, *cheeks, depth=0.7, blur=0.04, inside=head, both=True)
     irises = (
-        [(96, 152, 204)] if coat == "siamese" else [(122, 168, 84), (204, 172, 62), (196, 128, 50), (110, 160, 176)]
+        [(122, 168, 84), (204, 172, 62), (196, 128, 50), (110, 160, 176)] if coat != "siamese" else [(96, 152, 204)]
     )
     iris = _color(rng, *irises)
     _eyes(face, rng.uniform(0.42, 0.48), -0.08, rng.uniform(0.18, 0.23), iris, rng.uniform(0.3, 0.75), 0.25)
@@ -316,12 +313,9 @@ def _big_cat(face: _Face, species: str, fur: Color) -> None:
             stripes.append([(1.1, y), (0.84, y + 0.06), (rng.uniform(0.56, 0.66), y)])
         face.draw(BLACK, *stripes, depth=0.15, width=0.08, inside=head, both=True)
     elif species == "leopard":
-        places = [
-            (x, y) for x in np.arange(-0.9, 1, 0.15) for y in np.arange(-0.9, 1, 0.15) if y < -0.4 or abs(x) > 0.62
-        ]
-        places = rng.normal(places, 0.03)
-        spots = [_oval(x, y, *rng.uniform(0.028, 0.06, 2)) for x, y in places]
-        face.draw(BLACK, *spots, depth=0.15, inside=head)
+        grid = np.mgrid[-0.9:1:0.15, -0.9:1:0.15].reshape(2, -1).T
+        places = rng.normal(grid[(grid[:, 1] < -0.4) | (np.abs(grid[:, 0]) > 0.62)], 0.03)
+        face.draw(BLACK, *[_oval(*place, *rng.uniform(0.028, 0.06, 2)) for place in places], depth=0.15, inside=head)
     muzzle = WHITE if species == "tiger" else _mix(fur, WHITE, 0.7)
     cheeks = _oval(0.24, 0.5, 0.33, 0.25), _oval(0, 0.78, 0.27, 0.2)
     face.draw(muzzle, *cheeks, depth=0.7, blur=0.035, inside=head, both=True)
@@ -335,9 +329,8 @@ def _big_cat(face: _Face, species: str, fur: Color) -> None:
 
 def _canine(face: _Face, species: str, fur: Color) -> None:
     rng = face.rng
-    pale, is_fox = _mix(fur, WHITE, 0.85), species == "fox"
-    height = rng.uniform(1.55, 1.75) if is_fox else rng.uniform(1.4, 1.55)
-    _pointed_ears(face, _mix(fur, BLACK, 0.1), _mix(fur, BLACK, 0.5), rng.uniform(0.7, 0.86), -height)
+    pale, top = _mix(fur, WHITE, 0.85), -rng.uniform(1.4, 1.55) - 0.17 * (species == "fox")
+    _pointed_ears(face, _mix(fur, BLACK, 0.1), _mix(fur, BLACK, 0.5), rng.uniform(0.7, 0.86), top)
     half = [(0, -0.85), (0.6, -0.82), (0.96, -0.18), (1.15, 0.37), (0.6, 0.7), (0.26, 1.0)]
     head = face.draw(fur, _ragged(rng, _curve(*half, *[(-x, y) for x, y in half[:0:-1]]), 0.08))
     cheek = _curve((0.2, 0.2), (0.62, 0.02), (1.1, 0.32), (0.6, 0.75), (0.1, 1.05), (0.02, 0.6))
