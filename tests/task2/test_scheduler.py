@@ -1,5 +1,8 @@
 """The schedules, the forward process and the reverse steps, as identities and against diffusers."""
 
+import ast
+from pathlib import Path
+
 import diffusers
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from oracles import (
 )
 from scheduler import MODES, PREDICTORS, BaseScheduler, DDPMScheduler, extract
 
+ROOT = Path(__file__).parents[2]
 T = 1000
 TIMES = [0, 1, T // 2, T - 1]
 THEIR_NAMES = {"linear": "linear", "quad": "scaled_linear", "cosine": "squaredcos_cap_v2"}
@@ -69,6 +73,24 @@ def test_buffers_agree_with_their_definitions_in_float64(mode, T):
     np.testing.assert_allclose(large.sigmas.numpy(), np.sqrt(betas), rtol=3e-7)
     np.testing.assert_allclose(small.alpha_bars, [*alpha_bar, 1.0], rtol=1e-12)
     assert small.timesteps.tolist() == list(range(T))[::-1]
+
+
+def sources(*files):
+    """The source text of each function and class at the top of some files, and of the methods of the classes."""
+    found = {}
+    for text in ((ROOT / file).read_text(encoding="utf-8") for file in files):
+        for node in ast.parse(text).body:
+            for part in [node, *(node.body if isinstance(node, ast.ClassDef) else [])]:
+                if isinstance(part, ast.FunctionDef | ast.ClassDef):
+                    name = part.name if part is node else f"{node.name}.{part.name}"
+                    found[name] = ast.get_source_segment(text, part)
+    return found
+
+
+@pytest.mark.parametrize("name", ["as_timesteps", "extract", "beta_schedule", "BaseScheduler.__init__"])
+def test_the_schedule_is_the_same_text_in_both_tasks(name):
+    task1 = sources("2d_plot_diffusion_todo/ddpm.py", "2d_plot_diffusion_todo/network.py")
+    assert task1[name] == sources("image_diffusion_todo/scheduler.py")[name]
 
 
 @pytest.mark.parametrize("mode", MODES)
