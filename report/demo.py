@@ -66,7 +66,7 @@ def main() -> None:
         print("No distance without the Inception weights; everything else is there.")
 
     print("\nPictures (the faces are synthetic, and so is what the model was trained on):")
-    for path in [*sorted((ROLL / "results").glob("swiss_roll_*.png")), *sorted(DEMO.glob("*.png"))]:
+    for path in [*sorted((ROLL / "results").glob("swiss_roll_*.[pg]*")), *sorted(DEMO.glob("*.png"))]:
         print(f"  {path.relative_to(ROOT)}")
 
 
