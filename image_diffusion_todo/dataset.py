@@ -167,7 +167,9 @@ class CachedAFHQDataset(AFHQDataset):
 
     def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int]]:
         self.decode()
-        images = to_tensor(self.pixels[indices])  # a whole batch at once, which a DataLoader prefers
+        images = to_tensor(
+            self.pixels.index_select(0, torch.tensor(indices))
+        )  # the whole batch of a DataLoader at once
         return [(image, self.labels[index]) for image, index in zip(images, indices, strict=True)]
 
 
@@ -193,7 +195,8 @@ class TrainingBatches:
         epoch, i = divmod(step, len(self.labels) // self.batch_size)
         indices = self.order(epoch)[i * self.batch_size : (i + 1) * self.batch_size][self.share]
         indices = torch.from_numpy(indices).to(self.pixels.device, non_blocking=True)
-        return to_tensor(self.pixels[indices].to(self.device)), self.labels[indices].to(self.device)
+        pixels = self.pixels.index_select(0, indices)  # quicker than [indices]
+        return to_tensor(pixels.to(self.device)), self.labels[indices].to(self.device)
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.labels))
