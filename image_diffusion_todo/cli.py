@@ -41,6 +41,8 @@ class ArgumentParser(argparse.ArgumentParser):
 def exit_on_user_error(interrupted: str = "stopped") -> Iterator[None]:
     """Around a whole program: one line for what its user can fix. Any other error is a bug and keeps its traceback."""
     code = 2
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows names in other letters escaped
     try:
         yield
         return

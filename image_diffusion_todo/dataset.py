@@ -6,7 +6,6 @@
 Afterwards `data/afhq/eval` holds every validation image at 64x64, for `fid/measure_fid.py`.
 """
 
-import argparse
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -281,15 +280,14 @@ class AFHQDataModule:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
-    help = "folder with train/ and val/, or where they are made (default: data/afhq)"
-    add("--data_root", type=Path, default="data/afhq", metavar="DIR", help=help)
+    add("--data_root", type=Path, default="data/afhq", metavar="DIR", help="with train/ and val/, or to be made")
     add("--synthetic", type=int_range(1), metavar="N", help="draw N training images per class instead of a download")
-    add("--seed", type=int_range(0), default=0, metavar="N", help="of the synthetic images (default: 0)")
-    help = f"of the images in eval/: that of the model (default: {EVAL_RESOLUTION})"
+    add("--seed", type=int_range(0), default=0, metavar="N", help="of the synthetic images")
+    help = "of the images in eval/, as the model makes them"
     add("--image_resolution", type=int_range(1), default=EVAL_RESOLUTION, metavar="N", help=help)
-    help = "of the images in eval/; jpeg makes the same as the lab's dataset.py (default: png)"
+    help = "of the images in eval/; jpeg makes the same as the lab's dataset.py"
     add("--eval_format", choices=["png", "jpeg"], default="png", help=help)
     add("--crop", action="store_true", help="take the centre square of each validation image, as train.py --crop does")
     add("--skip_broken", action="store_true", help="leave out validation images that cannot be decoded")

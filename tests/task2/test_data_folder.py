@@ -1,5 +1,6 @@
 """The layout of a data set, the evaluation images, and dataset.py as a program."""
 
+import io
 import itertools
 import os
 import resource
@@ -292,6 +293,12 @@ def test_the_program_lists_what_it_leaves_out_and_that_training_takes_fewer(prog
     run = program("dataset.py", "--data_root", root, "--skip_broken", "--eval_format", "jpeg", "--crop")
     assert run.returncode == 0 and "dog1.png" in run.stdout and "--max_num_images_per_cat -1" in run.stdout
     assert names(root / "eval") == ["cat0.jpg", "cat1.jpg", "dog0.jpg"]
+
+
+def test_a_terminal_of_ascii_letters_is_enough(program, root, monkeypatch):
+    root = root.rename(root.with_name("é"))
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert program("dataset.py", "--data_root", root).returncode == 0
 
 
 def test_the_fid_program_refuses_a_folder_that_is_not_whole(program, root):
