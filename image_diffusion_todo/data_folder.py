@@ -37,7 +37,7 @@ EVAL_RESOLUTION = 64
 # What may be replaced: decoded images, and what `synthetic_faces.py` writes. Everything else is the user's.
 _CACHE = re.compile(r"\.cache(/.*)?")
 _SYNTHETIC = re.compile(
-    rf"{_CACHE.pattern}|{SYNTHETIC_MARK}|eval(/.*)?|(train|val)(/(cat|dog|wild)(/\w+_\d{{5}}\.png)?)?"
+    rf"{_CACHE.pattern}|{SYNTHETIC_MARK}|eval(\.partial)?(/.*)?|(train|val)(/(cat|dog|wild)(/\w+_\d{{5}}\.png)?)?"
 )
 
 
@@ -235,14 +235,13 @@ def make_eval_images(
 
     def make(file: Path, name: str) -> str:
         try:
-            if file_format == "jpeg":
-                read_image(file, convert=lab_resize).save(partial / name, format="JPEG")
-            else:
-                resize(read_image(file), resolution, crop).save(partial / name)
-        except UserError as error:
+            as_lab = file_format == "jpeg"
+            image = read_image(file, lab_resize) if as_lab else resize(read_image(file), resolution, crop)
+        except (OSError, UserError) as error:
             if not skip_broken:
                 raise UserError(f"{error}; --skip_broken leaves such images out") from error
             return str(error)
+        image.save(partial / name)
         return ""
 
     names = _eval_names(files, split_dir(root, "val"), file_format)
