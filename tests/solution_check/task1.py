@@ -146,18 +146,23 @@ def ddim_p_sample_loop(solution: Solution, _: str) -> list[Case]:
 
 
 def training(solution: Solution, _: str) -> list[Case]:
-    """The lab's training of the Swiss roll, 5000 steps, and the Chamfer distance of 2048 samples."""
+    """The lab's training of the Swiss roll, 5000 steps, and the Chamfer distance of 2048 samples.
+
+    The learning rate falls to 0, so that chance moves the distance less: at a constant rate right code reaches 28.
+    """
     from sklearn.datasets import make_swiss_roll
 
     points = make_swiss_roll(100_000, noise=0.0, hole=True, random_state=0)[0][:, [0, 2]]
     points = torch.tensor((points - points.mean()) / points.std() * 2, dtype=torch.float32)
     module = solution.module(solution.make("network", "SimpleNet", 2, 2, [128, 128, 128], T))
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5000)
     with Draws():
         for _ in range(5000):
             optimizer.zero_grad()
             module.compute_loss(points[torch.randint(len(points), (128,))]).backward()
             optimizer.step()
+            schedule.step()
         samples = module.p_sample_loop((2048, 2))
     squared = torch.cdist(samples.detach(), points[:2048]) ** 2
     distance = float(squared.min(0).values.sum() + squared.min(1).values.sum())

