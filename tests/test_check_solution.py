@@ -180,6 +180,13 @@ def test_the_skeleton_is_not_written_yet_rather_than_wrong(tmp_path):
     assert {verdict for verdict, _ in others.values()} == {"not written yet"}, others
 
 
+def test_a_result_of_another_shape_is_a_crash_of_that_function_alone(tmp_path):
+    copy_example(tmp_path, [("def p_sample(", "return x_t_prev", "return x_t_prev[:, :1]")])
+    rows = judge_here(tmp_path / "points", 1)
+    assert {name: row.verdict for name, row in rows.items() if row.verdict != "right"} == {"p_sample": "crashed"}
+    assert "[4, 1]" in rows["p_sample"].note
+
+
 HOSTILE = [
     ("class SimpleNet", "for i, layer", "raise KeyError('a\\nb')\n        for i, layer"),
     ("def q_sample(", "xt = alphas", "while True: pass\n        xt = alphas"),

@@ -186,13 +186,18 @@ def call(function: Callable, *args: Any, **optional: Any) -> Any:
 
 def written(result: Any, given: torch.Tensor | None = None) -> Any:
     """The result, unless it is that of a skeleton: None, or what was given."""
-    if result is None or (isinstance(result, torch.Tensor) and given is not None and _same(result, given)):
+    is_given = isinstance(result, torch.Tensor) and given is not None and result.shape == given.shape
+    if result is None or (is_given and bool((result == given).all())):
         raise NotWritten
     return result
 
 
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a is b or (a.shape == b.shape and bool(torch.equal(a.to(b), b)))
+def shaped(result: Any, given: torch.Tensor) -> np.ndarray:
+    """The numbers of a result that must have the shape of `given` and differ from it."""
+    values = numbers(written(result, given))
+    if values.shape != tuple(given.shape):
+        raise ValueError(f"it returns the shape {list(values.shape)}, not {list(given.shape)}")
+    return values
 
 
 def numbers(x: Any) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from solution_check.formulas import Case, T, ddim_step
-from solution_check.judge import Check, NotWritten, flag, method, numbers, timestep, written
+from solution_check.judge import Check, NotWritten, flag, method, numbers, shaped, timestep, written
 from solution_check.probes import (
     INPUTS,
     Solution,
@@ -120,7 +120,7 @@ def ddim_p_sample(solution: Solution, _: str) -> list[Case]:
     for t, prev in ((980, 960), (500, 480), (19, -1)):
         for eta in (0.0, 1.0):
             with Draws(z=z):
-                got = numbers(written(step(x, torch.tensor(t), torch.tensor(prev), eta), x))
+                got = shaped(step(x, torch.tensor(t), torch.tensor(prev), eta), x)
             for row, inputs in zip(got, values, strict=True):
                 cases.append(Case(f"eta = {eta:g}", f"t = {t}", row, partial(ddim_step, t, prev, *inputs, eta)))
     return cases
