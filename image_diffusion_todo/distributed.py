@@ -1,4 +1,4 @@
-"""Several processes, one for each device, started by `torchrun --nproc_per_node N`; one process is the case N = 1."""
+"""Several processes, one per device, started by `torchrun --nproc_per_node N`; a single process is the case N = 1."""
 
 import os
 from collections.abc import Callable
@@ -12,20 +12,20 @@ from cli import select_device
 
 
 class Distributed:
-    """What the processes of a program tell each other.
+    """This process among all that run the program together.
 
     Attributes:
-        rank: number of this process, from 0.
-        size: how many there are.
-        local_rank: number of this process among those on the same machine, and so of its GPU.
+        rank: index of this process.
+        size: number of processes.
+        local_rank: index among the processes of this machine, and of this process's GPU.
     """
 
     def __init__(self) -> None:
-        # Schedulers of clusters set some of these too, for programs that they start once.
-        told = os.environ if dist.is_torchelastic_launched() else {}
-        self.rank = int(told.get("RANK", 0))
-        self.size = int(told.get("WORLD_SIZE", 1))
-        self.local_rank = int(told.get("LOCAL_RANK", 0))
+        # Cluster schedulers set some of these variables too, for programs that they start once.
+        environment = os.environ if dist.is_torchelastic_launched() else {}
+        self.rank = int(environment.get("RANK", 0))
+        self.size = int(environment.get("WORLD_SIZE", 1))
+        self.local_rank = int(environment.get("LOCAL_RANK", 0))
 
     @property
     def is_rank_zero(self) -> bool:
@@ -34,67 +34,58 @@ class Distributed:
 
     @property
     def tqdm_options(self) -> dict[str, bool]:
-        """For tqdm: only the first process shows a bar."""
+        """For tqdm: only rank 0 shows a progress bar."""
         return {} if self.is_rank_zero else {"disable": True}
 
-    def device(self, name: str, gpu: int) -> torch.device:
-        """The device that `--device` and `--gpu` mean; of several processes each has the GPU of its own number.
+    @property
+    def share(self) -> slice:
+        """This process's share of a sequence that all processes have: every size-th item."""
+        return slice(self.rank, None, self.size)
 
-        Raises:
-            ValueError: for a device or an index that is not there.
-        """
+    def device(self, name: str, gpu: int) -> torch.device:
+        """The device for `--device` and `--gpu`; with several processes, the GPU of the local rank."""
         return select_device(name, self.local_rank if self.size > 1 and torch.cuda.is_available() else gpu)
 
     def connect(self, device: torch.device) -> None:
-        """Find the other processes. Gradients of GPUs go over NCCL, everything else over gloo."""
+        """Join the other processes: NCCL for the gradients of GPUs, gloo for everything else."""
         if self.size > 1:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            # The first process draws pictures while the others wait for its next gradient.
-            dist.init_process_group(backend, timeout=timedelta(hours=12))
+            dist.init_process_group(backend, timeout=timedelta(hours=12))  # the others wait while rank 0 samples
 
     def close(self) -> None:
-        """Part from the other processes."""
+        """Leave the other processes."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    @property
-    def share(self) -> slice:
-        """This process's share of a sequence that all have: every size-th item."""
-        return slice(self.rank, None, self.size)
-
     def on_rank_zero(self, call: Callable[[], Any]) -> Any:
-        """What `call` returns in the first process, the only one that calls it.
-
-        Raises:
-            ValueError, OSError: those of `call`, in the first process; the others end without a word then.
-        """
+        """Call on rank 0 alone and return the result on all. If it raises, the other ranks exit silently."""
         if self.size == 1:
             return call()
-        outcome = [None]
+        result, error = None, None
         if self.is_rank_zero:
             try:
-                outcome = [call()]
-            except (ValueError, OSError) as error:
-                outcome = [error]
+                result = call()
+            except Exception as caught:
+                error = caught
+        outcome = [result, error is not None]
         dist.broadcast_object_list(outcome, src=0)
-        if isinstance(outcome[0], Exception):
-            if self.is_rank_zero:
-                raise outcome[0]
+        if error:
+            raise error
+        if outcome[1]:
             raise SystemExit(2)
         return outcome[0]
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, by rank."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
         return values
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """The mean over all processes of a tensor on the CPU."""
+        """The mean of a CPU tensor over all processes."""
         if self.size > 1:
             dist.all_reduce(values)
             values /= self.size
@@ -102,11 +93,7 @@ class Distributed:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
-        if self.size == 1:
-            return flag
-        flags = torch.tensor([int(flag)])
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        return bool(flags)
+        return bool(self.mean(torch.tensor(float(flag))))
 
     def barrier(self) -> None:
         """Wait for all processes."""

@@ -3,161 +3,152 @@
     python train.py --mode cosine --predictor noise
     python train.py --resume results/predictor_noise/beta_cosine/11-23-204512
 
-Everything that a run makes goes to results/predictor_{predictor}/beta_{mode}/{MM-DD-HHMMSS}/ (cfg_predictor_...
-with --use_cfg): config.json, stats.csv, loss.png, last.ckpt, and every --log_interval steps four samples
-step={N}-{i}.png and the way to them, step={N}-traj.png.
+A run is written to results/predictor_{predictor}/beta_{mode}/{MM-DD-HHMMSS}/ (cfg_predictor_... with --use_cfg):
+config.json, stats.csv, loss.png, last.ckpt, and every --log_interval steps four samples step={N}-{i}.png and their
+trajectories step={N}-traj.png.
 """
 
 import argparse
-import json
-import random
 import sys
-from collections.abc import Iterable
 from contextlib import ExitStack
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from atomic import atomic_write, lock_folder
-from cli import ArgumentParser, exit_on_user_error, float_range, int_range, one_line
+from atomic import lock_folder
+from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range
 from data_folder import check_has_data, check_writable
 from dataset import AFHQDataModule, is_synthetic
 from distributed import Distributed
-from network import LIMITS
+from network import LIMITS, PATCH_SIZES
 from prediction import LOSS_WEIGHTS, PARAMETRIZATIONS
+from run_folder import new_run_folder, read_config, save_config
 from scheduler import MODES, PREDICTORS
 from speed import AUTO_ON_OFF, PRECISIONS, uses_bf16
-from trainer import StopSignals, Trainer, build_network
+from stopping import StopSignals
+from trainer import Trainer, build_network
 
-# What may be changed on --resume. A run that is resumed with the same learning rate, device and parts ends the same.
+# With the same learning rate, device and --accumulate, a resumed run ends bit for bit like an uninterrupted one.
 MAY_CHANGE = {"train_num_steps", "learning_rate", "log_interval", "data_root", "device", "gpu"}
-MAY_CHANGE |= {"compile", "activation_checkpointing", "accumulate"}
-EXIT_INTERRUPTED = 130  # the exit code of a run that was told to stop, as a shell has it after Ctrl-C
-ASK_EVERY = 10  # steps between the questions whether one of several processes was told to stop
+MAY_CHANGE |= {"compile", "activation_checkpointing", "accumulate", "resume"}
+EXIT_INTERRUPTED = 130  # exit code after a requested stop, as shells have it after Ctrl-C
+STOP_CHECK_EVERY = 10  # steps, with several processes: to ask all of them makes them wait for each other
+
+
+def build_parser(prog: str | None = None) -> ArgumentParser:
+    """The flags of train.py."""
+    parser = ArgumentParser(prog=prog, description=__doc__)
+    count = {"type": int_range(1), "metavar": "N"}
+
+    add = parser.add_argument_group("diffusion").add_argument
+    add("--mode", default="linear", choices=MODES, help="beta schedule")
+    add("--predictor", default="noise", choices=PREDICTORS, help="what the network predicts")
+    help = "output of the network: the prediction itself, or v, of unit variance, from which the prediction follows"
+    add("--parametrization", default="direct", choices=PARAMETRIZATIONS, help=help)
+    help = "weight of the squared error of x_0 at each timestep: that of the plain loss, SNR, or min(SNR, 5)"
+    add("--loss_weight", default="none", choices=LOSS_WEIGHTS, help=help)
+    T = int_range(2, LIMITS["T"])
+    add("--num_diffusion_train_timesteps", default=1000, type=T, metavar="T", help="length T of the chain")
+    beta = {"type": float_range(0, 1, open_ends=True), "metavar": "B"}
+    add("--beta_1", default=1e-4, help="first beta (linear, quad)", **beta)
+    add("--beta_T", default=0.02, help="last beta (linear, quad)", **beta)
+    add("--use_cfg", action="store_true", help="train with class labels, for classifier-free guidance")
+    p = float_range(0, 1)
+    add("--cfg_dropout", default=0.1, type=p, metavar="P", help="share of labels dropped, with --use_cfg")
+    add("--sample_method", default="ddpm", choices=["ddpm"], help="sampler of the samples during training")
+
+    add = parser.add_argument_group("network").add_argument
+    help = "side of the patches that are folded into channels: the network works at 1/P of the image size"
+    add("--patch_size", default=1, type=int, choices=PATCH_SIZES, metavar="P", help=help)
+    add("--ch", default=128, type=int_range(32, LIMITS["ch"]), metavar="N", help="channels of the first level")
+    mult = int_range(1, LIMITS["ch_mult"])
+    add("--ch_mult", default=[1, 2, 2, 2], type=mult, nargs="+", metavar="N", help="channels per level, times --ch")
+    add("--attn", default=[1], type=int_range(0), nargs="*", metavar="LEVEL", help="levels with self-attention")
+    blocks = int_range(1, LIMITS["num_res_blocks"])
+    add("--num_res_blocks", default=4, type=blocks, metavar="N", help="residual blocks per level")
+    add("--dropout", default=0.1, type=float_range(0, 0.99), metavar="P", help="dropout rate")
+
+    add = parser.add_argument_group("data").add_argument
+    add("--data_root", default="data/afhq", metavar="DIR", help="folder with train/ and val/, one folder per class")
+    help = "images per class, -1 for all"
+    add("--max_num_images_per_cat", default=3000, type=int_range(-1), metavar="N", help=help)
+    size = int_range(1, LIMITS["image_resolution"])
+    add("--image_resolution", default=64, type=size, metavar="N", help="height and width of the images")
+    add("--skip_broken", action="store_true", help="skip and list images that cannot be decoded")
+    add("--hflip", action="store_true", help="flip images left to right at random")
+
+    add = parser.add_argument_group("training").add_argument
+    add("--batch_size", default=16, help="images per step", **count)
+    add("--train_num_steps", default=100_000, help="gradient steps", **count)
+    add("--learning_rate", default=2e-4, type=p, metavar="LR", help="learning rate of Adam after the warm-up")
+    add("--warmup_steps", default=200, type=int_range(0), metavar="N", help="steps of linear warm-up")
+    add("--ema_decay", default=0.9999, type=p, metavar="D", help="decay of the averaged weights")
+    add("--log_interval", default=2000, help="steps between checkpoints, with samples", **count)
+    help = "seed of weights, data order and noise"
+    add("--seed", default=63, type=int_range(0, 2**32 - 1), metavar="N", help=help)
+    help = f"folder of a run to continue; these flags may change: {', '.join(sorted(MAY_CHANGE - {'resume'}))}"
+    add("--resume", type=Path, metavar="RUN_DIR", help=help)
+
+    add = parser.add_argument_group("speed and memory").add_argument
+    add("--device", default="auto", metavar="NAME", help="cpu, cuda, mps; auto: a GPU if there is one")
+    add("--gpu", default=0, type=int_range(0), metavar="I", help="index of the GPU")
+    help = "precision of the network; auto: bf16 where the hardware supports it"
+    add("--precision", default="auto", choices=PRECISIONS, help=help)
+    help = "torch.compile; auto: on GPUs, for long runs"
+    add("--compile", default="auto", choices=AUTO_ON_OFF, help=help)
+    add("--accumulate", default=1, help="parts of a batch that are computed one by one, to save memory", **count)
+    add("--activation_checkpointing", action="store_true", help="recompute activations, to save memory")
+    return parser
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Flags over, on --resume, the run's own settings, over the defaults."""
-    parser = ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # so that a flag that was not given can be told from its default
-    )
-    defaults = {}
-
-    def add(name: str, default: object, help: str, **how: object) -> None:
-        defaults[name] = default
-        shown = " ".join(map(str, default)) if isinstance(default, list) else default
-        parser.add_argument(f"--{name}", help=f"{help} (default: {shown})", **how)
-
-    count = {"type": int_range(1), "metavar": "N"}
-    add("mode", "linear", "beta schedule", choices=MODES)
-    add("predictor", "noise", "what the network predicts", choices=PREDICTORS)
-    what = "what the network gives: the prediction itself, or an output of unit size from which it follows"
-    add("parametrization", "direct", what, choices=PARAMETRIZATIONS)
-    what = "of each timestep's squared error, in terms of x_0: as the plain loss has it, SNR, or min(SNR, 5)"
-    add("loss_weight", "none", what, choices=LOSS_WEIGHTS)
-    add("data_root", "data/afhq", "folder that holds train/ and val/, a folder for each class", metavar="DIR")
-    add("batch_size", 16, "images a step", **count)
-    add("train_num_steps", 100_000, "gradient steps", **count)
-    add("learning_rate", 2e-4, "of Adam, after the warm-up", type=float_range(0, 1), metavar="LR")
-    add("warmup_steps", 200, "steps over which the learning rate rises", type=int_range(0), metavar="N")
-    add("log_interval", 2000, "steps between pictures and checkpoints", **count)
-    add("max_num_images_per_cat", 3000, "images of each class, -1 for all", type=int_range(-1), metavar="N")
-    add("image_resolution", 64, "height and width", type=int_range(1, LIMITS["image_resolution"]), metavar="N")
-    add("skip_broken", False, "leave out images that cannot be decoded, and list them", action="store_true")
-    add("hflip", False, "mirror images at random", action="store_true")
-    add("seed", 63, "of weights, data order and noise", type=int_range(0, 2**32 - 1), metavar="N")
-    add("num_diffusion_train_timesteps", 1000, "T, steps of the chain", type=int_range(2, LIMITS["T"]), metavar="T")
-    beta = float_range(0, 1, open_ends=True)
-    add("beta_1", 1e-4, "first beta (linear, quad)", type=beta, metavar="B")
-    add("beta_T", 0.02, "last beta (linear, quad), at least the first", type=beta, metavar="B")
-    add("sample_method", "ddpm", "how the pictures are sampled", choices=["ddpm"])
-    add("use_cfg", False, "train with class labels, for guidance", action="store_true")
-    add("cfg_dropout", 0.1, "share of labels left out, with --use_cfg", type=float_range(0, 1), metavar="P")
-    add("ch", 128, "channels of the first level", type=int_range(32, LIMITS["ch"]), metavar="N")
-    mult = int_range(1, LIMITS["ch_mult"])
-    add("ch_mult", [1, 2, 2, 2], "channels of each level, times --ch", type=mult, nargs="+", metavar="N")
-    add("attn", [1], "levels with attention", type=int_range(0), nargs="*", metavar="LEVEL")
-    add("num_res_blocks", 4, "blocks a level", type=int_range(1, LIMITS["num_res_blocks"]), metavar="N")
-    add("dropout", 0.1, "share of features left out in training", type=float_range(0, 0.99), metavar="P")
-    add("ema_decay", 0.9999, "of the averaged weights, which are sampled from", type=float_range(0, 1), metavar="D")
-    add("precision", "auto", "of the network; auto: bf16 where the hardware has it", choices=PRECISIONS)
-    add("compile", "auto", "fuse operations; auto: on GPUs, for runs that are long enough", choices=AUTO_ON_OFF)
-    add("accumulate", 1, "parts of a batch that are computed one by one, to save memory", **count)
-    add("activation_checkpointing", False, "compute activations twice rather than keep them", action="store_true")
-    add("device", "auto", "auto takes a GPU if there is one; cpu, cuda, mps", metavar="NAME")
-    add("gpu", 0, "index of the GPU", type=int_range(0), metavar="I")
-    help = f"go on with that run, in its folder; may be changed then: {', '.join(sorted(MAY_CHANGE))}"
-    parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help=help)
-    given = vars(parser.parse_args(argv))
-
-    run = given.pop("resume", None)
-    saved = {}
-    if run:
-        saved = _settings_of(run, parser, defaults)
-        conflicts = [n for n in given if n not in MAY_CHANGE and given[n] != (defaults | saved)[n]]
+    """The command line; with --resume, the run's settings are the defaults."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.resume:
+        saved = read_settings(args.resume)
+        parser.set_defaults(**saved)
+        args = parser.parse_args(argv)
+        conflicts = [name for name in saved.keys() - MAY_CHANGE if getattr(args, name) != saved[name]]
         if conflicts:
-            said = ", ".join(f"--{n} {given[n]} (the run has {(defaults | saved)[n]})" for n in conflicts)
-            parser.error(f"argument --resume: the run was started with other settings: {said}")
-    args = argparse.Namespace(**(defaults | saved | given), resume=run)
-    if not args.beta_1 <= args.beta_T:
+            values = ", ".join(f"--{n} {getattr(args, n)} (the run has {saved[n]})" for n in sorted(conflicts))
+            parser.error(f"argument --resume: the run was started with other settings: {values}")
+    if args.beta_1 > args.beta_T:
         parser.error(f"argument --beta_1: {args.beta_1} is larger than --beta_T, {args.beta_T}")
     return args
 
 
-def _settings_of(run: Path, parser: ArgumentParser, names: Iterable[str]) -> dict[str, Any]:
-    """The flags in a run's config.json, checked as if they had been given."""
-    path = run / "config.json"
-    try:
-        config = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        parser.error(f"argument --resume: {str(run)!r} is not the folder of a run: it has no readable config.json")
-    settings = {name: config[name] for name in names if name in config}
-    if not settings:
-        parser.error(f"argument --resume: {path} holds no settings")
+def read_settings(run: Path) -> dict[str, object]:
+    """The flags in a run's config.json, checked as on a command line; UserError if it has none."""
+    config = read_config(run)
+    parser = build_parser(f"{Path(sys.argv[0]).name}: {run / 'config.json'}")  # whose errors name the file
     flags = []
-    for name, value in settings.items():
-        if value is not False:
-            values = value if isinstance(value, list) else [] if value is True else [value]
-            flags += [f"--{name}", *map(str, values)]
-    parser.prog, prog = f"{parser.prog}: {path}", parser.prog  # who is to blame for a bad value
-    settings |= vars(parser.parse_args(flags))
-    parser.prog = prog
-    return settings
-
-
-def new_run_folder(args: argparse.Namespace) -> Path:
-    """Make results/predictor_{predictor}/beta_{mode}/{MM-DD-HHMMSS}, with -2, -3, ... where that is taken."""
-    parent = Path("results") / f"{'cfg_' * args.use_cfg}predictor_{args.predictor}" / f"beta_{args.mode}"
-    second = datetime.now().strftime("%m-%d-%H%M%S")
-    for suffix in ("", *(f"-{k}" for k in range(2, 1000))):
-        try:
-            (parent / (second + suffix)).mkdir(parents=True)
-            return parent / (second + suffix)
-        except FileExistsError:
-            continue
-    raise FileExistsError(f"{parent / second}: too many runs of one second")
+    for name in config.keys() & vars(parser.parse_args([])).keys() - {"resume"}:
+        if isinstance(config[name], list):
+            flags += [f"--{name}", *map(str, config[name])]
+        elif config[name] is not False:
+            flags.append(f"--{name}" if config[name] is True else f"--{name}={config[name]}")
+    if not flags:
+        parser.error("there are no settings in it")
+    return vars(parser.parse_args(flags))
 
 
 def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
-    """Train as the flags say; resumes when `args.resume` names a run. What must be given back goes to `cleanup`.
+    """Start or resume a run. `cleanup` gets what must be closed afterwards.
 
     Raises:
-        ValueError, OSError: for settings or files that do not fit, with a line for the user.
-        SystemExit: with the code `EXIT_INTERRUPTED`, after a stop that was asked for.
+        UserError, OSError: for settings or files that do not fit.
+        SystemExit: with code `EXIT_INTERRUPTED`, after a requested stop.
     """
-    processes = Distributed()
-    device = processes.device(args.device, args.gpu)
-    args.precision = "bf16" if uses_bf16(args.precision, device) else "fp32"  # a resumed run keeps what this one has
-    if args.batch_size % (processes.size * args.accumulate):
-        parts = f"{processes.size} processes of --accumulate {args.accumulate} parts"
-        raise ValueError(f"argument --batch_size: {args.batch_size} cannot be shared by {parts}")
-    with torch.device("meta"):  # what does not fit together shall not be found out after the data were prepared
+    distributed = Distributed()
+    device = distributed.device(args.device, args.gpu)
+    args.precision = "bf16" if uses_bf16(args.precision, device) else "fp32"  # the same when resumed elsewhere
+    if args.batch_size % (distributed.size * args.accumulate):
+        parts = f"{distributed.size} processes of --accumulate {args.accumulate} parts"
+        raise UserError(f"argument --batch_size: {args.batch_size} cannot be divided among {parts}")
+    with torch.device("meta"):  # settings that do not fit together are found before the data are prepared
         build_network(args, num_classes=1)
     check_has_data(args.data_root)
     data = AFHQDataModule(
@@ -169,49 +160,48 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
     )
     data.check_batch_size()
     check_writable(args.resume or Path("results"))
-    processes.connect(device)
-    cleanup.callback(processes.close)
-    processes.on_rank_zero(data.train_ds.decode)  # the others find the images decoded
-    batches = data.train_batches(args.seed, device, processes.share)
+
+    distributed.connect(device)
+    cleanup.callback(distributed.close)
+    distributed.on_rank_zero(data.train_ds.decode)  # into the cache, where the others find the images
+    batches = data.train_batches(args.seed, device, distributed.share)
 
     def claim_folder() -> Path:
         folder = args.resume or new_run_folder(args)
         cleanup.enter_context(lock_folder(folder))
         return folder
 
-    folder = processes.on_rank_zero(claim_folder)
-
-    seed = (args.seed + processes.rank) % 2**32  # each process has noise of its own
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    trainer = Trainer(args, data.num_classes, device, folder, processes)
-    facts = {
+    folder = distributed.on_rank_zero(claim_folder)
+    dataset_info = {
         "classes": data.train_ds.classes,
         "num_images": len(data.train_ds),
+        "fingerprint": data.train_ds.fingerprint,
         "synthetic_faces": is_synthetic(args.data_root),
-        "torch": torch.__version__,
     }
+    seed = (args.seed + distributed.rank) % 2**32  # different noise in each process
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    trainer = Trainer(args, data.num_classes, device, folder, distributed)
     if args.resume:
-        check_same_data(args, facts)
+        check_same_data(args, dataset_info)
         trainer.load()
         if trainer.step > args.train_num_steps:
-            raise ValueError(f"argument --train_num_steps: {folder} is already at step {trainer.step}")
-    processes.on_rank_zero(lambda: save_config(args, facts, data.train_ds.skipped, folder))
-    if processes.is_rank_zero:
-        on = f"{device}" if processes.size == 1 else f"{processes.size} devices"
-        images = f"{facts['num_images']} {'drawn ' * facts['synthetic_faces']}images"
-        print(f"{folder}: {images}, {data.num_classes} class{'es' * (data.num_classes > 1)}, on {on}")
+            raise UserError(f"argument --train_num_steps: {folder} is already at step {trainer.step}")
+    if distributed.is_rank_zero:
+        flags = {name: value for name, value in vars(args).items() if name != "resume"}
+        save_config(flags | dataset_info | {"torch": torch.__version__}, data.train_ds.skipped, folder)
+        images = f"{dataset_info['num_images']} {'synthetic ' * dataset_info['synthetic_faces']}images"
+        where = device if distributed.size == 1 else f"{distributed.size} devices"
+        print(f"{folder}: {images}, {data.num_classes} class{'es' * (data.num_classes > 1)}, on {where}")
 
-    bar = tqdm(desc="training", total=args.train_num_steps, initial=trainer.step, **processes.tqdm_options)
+    stopping = False
+    bar = tqdm(desc="training", total=args.train_num_steps, initial=trainer.step, **distributed.tqdm_options)
     with StopSignals() as stop, bar:
         while True:
-            due = trainer.step % args.log_interval == 0
-            if due and processes.on_rank_zero(lambda: not trainer.has_samples):
+            if trainer.step % args.log_interval == 0 and distributed.on_rank_zero(lambda: not trainer.has_samples):
                 trainer.save_and_sample(stop)
-            # To ask all processes makes them wait for each other: not every step.
-            asks = processes.size == 1 or trainer.step % ASK_EVERY == 0
-            stopping = asks and processes.any(stop.requested)
+            if distributed.size == 1 or trainer.step % STOP_CHECK_EVERY == 0:
+                stopping = distributed.any(stop.requested)
             if stopping or trainer.step == args.train_num_steps:
                 break
             trainer.train_step(*batches[trainer.step])
@@ -219,45 +209,27 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
             if trainer.stats:
                 bar.set_postfix(loss=trainer.stats[-1]["loss"], refresh=False)
         trainer.save()
-        processes.barrier()  # none ends before the first has saved: torchrun would end the others then
-    if not processes.is_rank_zero:
-        sys.exit(EXIT_INTERRUPTED if stopping else 0)
-    python = "python" if processes.size == 1 else f"torchrun --nproc_per_node {processes.size}"
-    if stopping:
-        print(f"stopped at step {trainer.step}; go on with: {python} train.py --resume {folder}")
-        sys.exit(EXIT_INTERRUPTED)  # so that `train.py && sampling.py` goes no further
-    else:
+        distributed.barrier()  # torchrun ends all processes when one ends
+    if distributed.is_rank_zero and stopping:
+        python = "python" if distributed.size == 1 else f"torchrun --nproc_per_node {distributed.size}"
+        print(f"stopped at step {trainer.step}; resume with: {python} train.py --resume {folder}")
+    elif distributed.is_rank_zero:
         sample = f"python sampling.py --ckpt_path {folder / 'last.ckpt'} --save_dir samples/{folder.name}"
         print(f"finished at step {trainer.step}; sample with: {sample}")
+    if stopping:
+        sys.exit(EXIT_INTERRUPTED)  # so that `train.py && sampling.py` goes no further
 
 
-def save_config(args: argparse.Namespace, facts: dict[str, Any], skipped: list[str], folder: Path) -> None:
-    """config.json, and which images were left out."""
-    config = {name: value for name, value in vars(args).items() if name != "resume"} | facts
-    with atomic_write(folder / "config.json") as file:
-        file.write((json.dumps(config, indent=2) + "\n").encode())
-    if skipped:
-        with atomic_write(folder / "skipped.txt") as file:
-            file.write("".join(one_line(reason) + "\n" for reason in skipped).encode())
-        print(f"{len(skipped)} broken images are left out; {folder / 'skipped.txt'} lists them")
-
-
-def check_same_data(args: argparse.Namespace, facts: dict[str, Any]) -> None:
-    """See that a resumed run gets the images that it was started with.
-
-    Raises:
-        ValueError: when their number or the classes are others.
-    """
-    before = json.loads((args.resume / "config.json").read_text())
-    for name in ("classes", "num_images"):
-        if before.get(name, facts[name]) != facts[name]:
-            raise ValueError(
-                f"{args.data_root}: {name} is {facts[name]} now, and was {before[name]} when {args.resume} was started"
-            )
+def check_same_data(args: argparse.Namespace, dataset_info: dict[str, object]) -> None:
+    """Raise UserError if the data set is not the one that the resumed run was started with."""
+    config = read_config(args.resume)
+    for name in ("classes", "num_images", "fingerprint"):
+        now, before = dataset_info[name], config.get(name, dataset_info[name])
+        if now != before:
+            raise UserError(f"{args.data_root}: {name} is {now} now, and was {before} when {args.resume} was started")
 
 
 def main() -> None:
-    """The program: errors in what the user gave are one line and exit code 2."""
     with exit_on_user_error(), ExitStack() as cleanup:
         train(parse_arguments(), cleanup)
 

@@ -88,6 +88,21 @@ def faces(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def new_trainer(tmp_path):
+    """Build the `Trainer` of a small run of three classes on the CPU, with further flags."""
+    import train
+    from trainer import Trainer
+
+    def build(*flags, seed=0):
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        args = train.parse_arguments([*SMALL_FLAGS, "--train_num_steps", "1000", *map(str, flags)])
+        return Trainer(args, 3, torch.device("cpu"), tmp_path)
+
+    return build
+
+
+@pytest.fixture
 def load_report() -> Callable[[str], ModuleType]:
     """Import a program of report/ by its name; what it puts on `sys.path` is taken off again."""
 

@@ -12,7 +12,7 @@ import train
 from cli import UserError, exit_on_user_error, select_device
 from conftest import SMALL_FLAGS
 from oracles import refused
-from trainer import build_model
+from trainer import build_network
 
 numbers = st.one_of(
     st.integers(-5, 5),
@@ -59,7 +59,7 @@ def test_any_training_command_line(capsys, data):
         return  # good, but slow to build
     try:
         with torch.device("meta"):
-            build_model(args, 3)
+            build_network(args, 3)
     except ValueError as error:
         assert "\n" not in str(error)
 

@@ -95,7 +95,7 @@ def test_wrong_training_flags_are_one_line_and_leave_nothing(program, faces, tmp
 
 def test_help_shows_flags_and_defaults(program):
     for name, texts in {
-        "train.py": ["--mode", "--resume", "(default: 100000)", "(default: 1 2 2 2)"],
+        "train.py": ["--mode", "--resume", "(default: 100000)", "(default: [1, 2, 2, 2])"],
         "sampling.py": ["--ckpt_path", "(default: 500)", "(default: 7.5)"],
         "image_grid.py": ["--out", "(default: 64)"],
     }.items():
