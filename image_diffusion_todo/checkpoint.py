@@ -52,9 +52,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         UserError: when it is not a complete checkpoint of this program; the message names it.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():  # reading a pipe, say, would wait for ever
-        raise UserError(f"{path}: not a file")
-    with path.open("rb") as file:
+    with open_checkpoint(path) as file:
         try:
             if unexpected := archive_globals(file) - TENSOR_GLOBALS:  # torch.load alone takes, say, a huge bytearray
                 raise ValueError(f"names {min(unexpected)}")
@@ -62,7 +60,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         except Exception as error:  # on foreign bytes the readers fail in many ways, IndexError among them
             raise UserError(f"{path}: not a checkpoint of this program, or a damaged one") from error
     try:
-        _check_contents(checkpoint, path.stat().st_size)
+        check_contents(checkpoint, path.stat().st_size)
     except Exception as error:  # plain data of any kind may stand where numbers should
         raise UserError(f"{path}: not a checkpoint that this program can use: {error}") from error
     return checkpoint
@@ -73,6 +71,13 @@ def build_network(checkpoint: dict) -> UNet:
     network = UNet(**checkpoint["network"])
     network.load_state_dict(checkpoint["state_dict"])
     return network
+
+
+def open_checkpoint(path: Path) -> BinaryIO:
+    """A file to read; UserError for a pipe, say, from which reading would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a file")
+    return path.open("rb")
 
 
 def archive_globals(file: BinaryIO) -> set[str]:
@@ -98,7 +103,7 @@ def archive_globals(file: BinaryIO) -> set[str]:
     return names
 
 
-def _check_contents(checkpoint: dict, file_size: int) -> None:
+def check_contents(checkpoint: dict, file_size: int) -> None:
     """Check that the parts are there, fit together, and are no larger than the file that they came from."""
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise ValueError("its format is another")

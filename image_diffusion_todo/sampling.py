@@ -19,16 +19,19 @@ from tqdm import tqdm
 
 import speed
 from atomic import atomic_write, lock_folder
+from checkpoint import build_network
 from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range
 from data_folder import check_writable
 from dataset import tensor_to_pil_image
 from distributed import Distributed
 from image_grid import image_grid, trajectory_frames, trajectory_image
+from lab_checkpoint import read_lab_checkpoint
 from model import DiffusionModule
 from sample_folder import SampleFolder
 from samplers import METHODS, ImageNoise, sampling_timesteps
-from scheduler import MODES, PREDICTORS
+from scheduler import MODES, PREDICTORS, DDPMScheduler
 
+SCHEDULE_FLAGS = ("mode", "beta_1", "beta_T", "predictor")
 CHAINS, FRAMES, GIF_FRAMES = 8, 10, 100  # of --save_traj and --save_gif
 
 
@@ -36,7 +39,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument_group("files").add_argument
-    add("--ckpt_path", type=Path, required=True, metavar="FILE", help="a checkpoint of train.py, or its run's folder")
+    add(
+        "--ckpt_path",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="checkpoint of train.py (ours or the lab's) or its run",
+    )
     add("--save_dir", type=Path, required=True, metavar="DIR", help="new folder, or one to complete")
     add("--save_traj", action="store_true", help=f"also DIR_traj.png: {FRAMES} frames of the first {CHAINS} chains")
     add("--save_gif", action="store_true", help="also DIR.gif: the same chains as an animation")
@@ -75,15 +84,23 @@ def load_model(args: argparse.Namespace) -> DiffusionModule:
         UserError, OSError: when there is none, or another one than the flags say.
     """
     path = args.ckpt_path / "last.ckpt" if args.ckpt_path.is_dir() else args.ckpt_path
-    ddpm = DiffusionModule(None, None).eval()
-    ddpm.load(path, args.weights)
+    ddpm = DiffusionModule(None, None)
+    try:
+        ddpm.load(path, args.weights)
+    except UserError:
+        given = {name: getattr(args, name) for name in SCHEDULE_FLAGS if getattr(args, name) is not None}
+        checkpoint = read_lab_checkpoint(path, **given)
+        if checkpoint is None:
+            raise
+        scheduler = DDPMScheduler(**checkpoint["var_scheduler"])
+        ddpm = DiffusionModule(build_network(checkpoint), scheduler, checkpoint["predictor"])
     config = ddpm.var_scheduler.config | {"predictor": ddpm.predictor}
-    for name in ("mode", "beta_1", "beta_T", "predictor"):
+    for name in SCHEDULE_FLAGS:
         if getattr(args, name) not in (None, config[name]):
             raise UserError(f"argument --{name}: {getattr(args, name)} given, but {path} has {config[name]}")
     if args.use_cfg and not ddpm.network.use_cfg:
         raise UserError(f"argument --use_cfg: {path} was trained without it")
-    return ddpm
+    return ddpm.eval()
 
 
 def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:

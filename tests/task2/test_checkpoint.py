@@ -30,13 +30,13 @@ def saved(tmp_path):
 
 INCONSISTENT = [
     ("version", lambda c: c.update(version=9)),
-    ("version", lambda c: c.update(version=torch.zeros(3))),
+    ("", lambda c: c.update(version=torch.zeros(3))),
     ("version", lambda c: c.pop("version")),
     ("format", lambda c: c.update(format="ddpm-2d")),
     ("predictor", lambda c: c.pop("predictor")),
     ("'velocity'", lambda c: c.update(predictor="velocity")),
     ("'v'", lambda c: c.update(parametrization="v")),
-    ("head.", lambda c: c["network"].update(ch=64)),
+    ("downblocks.", lambda c: c["network"].update(ch=64)),
     ("ch", lambda c: c["network"].update(ch=10**12)),
     ("ch", lambda c: c["network"].update(ch="32")),
     ("num_res_blocks", lambda c: c["network"].update(num_res_blocks=10**9)),

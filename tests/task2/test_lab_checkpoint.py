@@ -1,0 +1,129 @@
+"""Checkpoints of the lab's skeleton, written here by classes of that shape that are gone when they are read."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from conftest import SMALL_UNET
+from lab_checkpoint import read_lab_checkpoint
+from model import DiffusionModule
+from network import UNet
+from oracles import Harmful, awake, betas_by_definition, refused
+from scheduler import DDPMScheduler
+
+FLAGS = ["--predictor", "noise", "--num_samples", 2]
+
+
+def small_network(**changes):
+    torch.manual_seed(0)
+    return awake(UNet(**SMALL_UNET | {"ch": 128, "T": 12} | changes))
+
+
+@pytest.fixture
+def lab(monkeypatch):
+    """Write a lab checkpoint: `extra` goes into its hparams, `prefix` before the names of the weights."""
+
+    def write(path, network, betas, extra=None, prefix="network."):
+        classes = types.ModuleType("lab_classes")
+        for name in ("UNet", "DDPMScheduler"):
+            setattr(classes, name, type(name, (nn.Module,), {"__module__": "lab_classes", "__qualname__": name}))
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "lab_classes", classes)
+            pickled = classes.UNet()
+            pickled.image_resolution = network.image_resolution
+            for name, child in network.named_children():
+                pickled.add_module(name, child)
+            scheduler = classes.DDPMScheduler()
+            scheduler.register_buffer("betas", torch.tensor(betas, dtype=torch.float32))
+            scheduler.register_buffer("timesteps", torch.arange(len(betas) - 1, -1, -1))
+            state = {prefix + name: weight for name, weight in network.state_dict().items()}
+            state |= {f"var_scheduler.{name}": buffer for name, buffer in scheduler.state_dict().items()}
+            hparams = {"network": pickled, "var_scheduler": scheduler} | (extra or {})
+            torch.save({"hparams": hparams, "state_dict": state}, path)
+
+    return write
+
+
+def images(folder):
+    return {path.name: np.asarray(Image.open(path)) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("mode", ["linear", "quad", "cosine"])
+@pytest.mark.parametrize("prefix", ["network.", ""])
+def test_its_samples_are_bit_for_bit_those_of_the_same_weights_in_a_file_of_ours(program, lab, tmp_path, mode, prefix):
+    network = small_network(attn=[0], use_cfg=True, num_classes=3)
+    lab(tmp_path / "lab.ckpt", network, betas_by_definition(mode, 12), prefix=prefix)
+    DiffusionModule(network, DDPMScheduler(12, 1e-4, 0.02, mode)).save(tmp_path / "ours.ckpt")
+    for name in ("lab", "ours"):
+        run = program("sampling.py", "--ckpt_path", f"{name}.ckpt", "--save_dir", name, *FLAGS, "--use_cfg")
+        assert run.returncode == 0, run.stderr
+    theirs, ours = images(tmp_path / "lab"), images(tmp_path / "ours")
+    assert theirs.keys() == ours.keys() and all(np.array_equal(theirs[name], ours[name]) for name in ours)
+    again = ["sampling.py", "--ckpt_path", "lab.ckpt", "--save_dir", "again", "--num_samples", 2]
+    assert refused(program(*again), "--predictor")
+    assert refused(program(*again, *FLAGS, "--mode", "quad" if mode == "linear" else "linear"), f"has {mode}")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_bare_state_dict_needs_its_schedule_and_predictor(program, tmp_path, wrapped):
+    network = small_network(T=1000, image_resolution=64)
+    state = network.state_dict()
+    torch.save({"state_dict": state} if wrapped else state, tmp_path / "bare.ckpt")
+    assert refused(program("sampling.py", "--ckpt_path", "bare.ckpt", "--save_dir", "out", *FLAGS), "--mode")
+    checkpoint = read_lab_checkpoint(tmp_path / "bare.ckpt", "x0", "quad", beta_T=0.03)
+    assert checkpoint["network"].items() <= network.config.items() and checkpoint["predictor"] == "x0"
+    assert DDPMScheduler(**checkpoint["var_scheduler"]).config == DDPMScheduler(1000, 1e-4, 0.03, "quad").config
+    assert all(torch.equal(weight, state[name]) for name, weight in checkpoint["state_dict"].items())
+
+
+def test_every_architecture_is_found_from_its_weights(tmp_path):
+    for changes in [
+        {"ch_mult": [1, 2, 2], "attn": [1], "num_res_blocks": 2},
+        {"ch_mult": [1, 3], "attn": [0, 1], "patch_size": 2},
+        {"use_cfg": True, "num_classes": 7},
+    ]:
+        network = small_network(image_resolution=64, **changes)
+        torch.save(network.state_dict(), tmp_path / "bare.ckpt")
+        found = read_lab_checkpoint(tmp_path / "bare.ckpt", "noise", "linear")["network"]
+        assert found.items() <= (network.config | {"T": 1000}).items()
+
+
+def test_betas_of_another_start_and_end_are_taken_as_they_are(tmp_path, lab):
+    lab(tmp_path / "lab.ckpt", small_network(), betas_by_definition("linear", 12, 2e-3, 0.4))
+    schedule = read_lab_checkpoint(tmp_path / "lab.ckpt", "noise")["var_scheduler"]
+    assert DDPMScheduler(**schedule).config == DDPMScheduler(12, 2e-3, 0.4).config
+
+
+class Large:
+    """A few bytes of a pickle that become a gigabyte."""
+
+    def __reduce__(self):
+        return bytearray, (10**9,)
+
+
+@pytest.mark.parametrize(
+    ("change", "culprit"),
+    [
+        ({"betas": np.minimum(betas_by_definition("linear", 12), 0.015)}, "linear"),
+        ({"betas": np.full(12, np.nan)}, "lab.ckpt"),
+        ({"network": {"ch": 64}}, "64"),
+        ({"extra": {"callback": Large()}}, "lab.ckpt"),
+    ],
+)
+def test_other_betas_narrower_networks_and_memory_bombs_are_refused(program, lab, tmp_path, change, culprit):
+    contents = {"network": {}, "betas": betas_by_definition("linear", 12)} | change
+    lab(tmp_path / "lab.ckpt", **contents | {"network": small_network(**contents["network"])})
+    run = program("sampling.py", "--ckpt_path", "lab.ckpt", "--save_dir", "out", *FLAGS)
+    assert refused(run, culprit) and "lab.ckpt" in run.stderr
+
+
+def test_code_in_it_does_not_run_and_its_weights_are_read_all_the_same(program, lab, tmp_path):
+    extra = {"callback": Harmful(tmp_path / "witness")}
+    lab(tmp_path / "lab.ckpt", small_network(), betas_by_definition("linear", 12), extra)
+    run = program("sampling.py", "--ckpt_path", "lab.ckpt", "--save_dir", "out", *FLAGS)
+    assert run.returncode == 0 and not (tmp_path / "witness").exists()
