@@ -1,15 +1,19 @@
 """Checkpoint files: plain numbers and tensors, from which a model or a whole run is built again.
 
+    python checkpoint.py results/predictor_noise/beta_linear/11-23-204512/last.ckpt --out cats.ckpt --half
+
+writes the weights to sample from alone, in half precision: about an eighth of the size.
+
     format, version     "ddpm-image" and the version of this list
     network             the arguments of `UNet`
     var_scheduler       the arguments of `DDPMScheduler`
     predictor           "noise", "x0" or "mean"
     parametrization     "direct" (also where it is absent) or "preconditioned"
-    state_dict          the weights to sample from
+    state_dict          the weights to sample from, float32 or float16
     training            only in those of train.py: see `Trainer.save`
 
-A checkpoint may come from a stranger. Reading one runs no code of the file and takes no more memory than the file is
-large. All its values are checked, and so is the checksum of each part.
+A checkpoint may come from a stranger. Reading one runs no code of the file and takes memory in proportion to its size.
+All its values are checked, and so is the checksum of each part.
 """
 
 import os
@@ -22,7 +26,7 @@ from typing import BinaryIO
 import torch
 
 from atomic import atomic_write
-from cli import UserError
+from cli import ArgumentParser, UserError, exit_on_user_error, writable_file
 from network import UNet
 from prediction import PARAMETRIZATIONS
 from scheduler import PREDICTORS, DDPMScheduler
@@ -36,7 +40,7 @@ def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
     """Write a checkpoint; an existing file stays until the new one is complete.
 
     Raises:
-        ValueError: when a weight is not finite.
+        UserError: when a weight is not finite.
         OSError: when the file cannot be written.
     """
     _check_finite(checkpoint)
@@ -45,7 +49,7 @@ def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:
-    """The contents of a checkpoint, on the CPU.
+    """The contents of a checkpoint, on the CPU, its weights in float32.
 
     Raises:
         OSError: when the file cannot be read.
@@ -104,7 +108,7 @@ def archive_globals(file: BinaryIO) -> set[str]:
 
 
 def check_contents(checkpoint: dict, file_size: int) -> None:
-    """Check that the parts are there, fit together, and are no larger than the file that they came from."""
+    """Check that the parts are there, fit together, and are no larger than their file; make the weights float32."""
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise ValueError("its format is another")
     if checkpoint.get("version") != VERSION:
@@ -116,26 +120,48 @@ def check_contents(checkpoint: dict, file_size: int) -> None:
     DDPMScheduler(**checkpoint["var_scheduler"])
     with torch.device("meta"):  # shapes only, since nothing says yet that the numbers are sensible
         expected = UNet(**checkpoint["network"]).state_dict()
-    _check_weights(checkpoint["state_dict"], expected, file_size)
+    checkpoint["state_dict"] = _check_weights(checkpoint["state_dict"], expected, file_size)
     if "training" in checkpoint:
         _check_weights(checkpoint["training"]["network"], expected, file_size)
 
 
-def _check_weights(weights: dict, expected: dict[str, torch.Tensor], file_size: int) -> None:
+def _check_weights(weights: dict, expected: dict[str, torch.Tensor], file_size: int) -> dict[str, torch.Tensor]:
     if not isinstance(weights, dict) or not all(type(w) is torch.Tensor for w in weights.values()):
         raise ValueError("state_dict must hold tensors")
     if sum(w.numel() * w.element_size() for w in weights.values()) > file_size:
         raise ValueError("state_dict is larger than the file")
+    weights = {name: w.float() if w.dtype == torch.float16 else w for name, w in weights.items()}
     wanted, found = ({(n, w.shape, w.dtype, w.layout) for n, w in part.items()} for part in (expected, weights))
     if wrong := wanted ^ found:
         raise ValueError(f"weights are missing, too many or of another shape: {min(str(name) for name, *_ in wrong)}")
     _check_finite(weights)
+    return weights
 
 
 def _check_finite(part: dict) -> None:
-    """ValueError for a tensor that holds NaN or infinities, anywhere in nested dictionaries."""
+    """UserError for a tensor that holds NaN or infinities, anywhere in nested dictionaries."""
     for name, value in part.items():
         if isinstance(value, dict):
             _check_finite(value)
         elif isinstance(value, torch.Tensor) and not value.isfinite().all():
-            raise ValueError(f"weights are not finite: {name}")
+            raise UserError(f"weights are not finite: {name}")
+
+
+def main() -> None:
+    """The program."""
+    parser = ArgumentParser(description="Write the weights to sample from alone, without the state of training.")
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint of train.py")
+    parser.add_argument("--out", type=writable_file, required=True, metavar="FILE", help="checkpoint to write")
+    parser.add_argument("--half", action="store_true", help="in half precision")
+    args = parser.parse_args()
+    with exit_on_user_error():
+        checkpoint = read_checkpoint(args.checkpoint)
+        checkpoint.pop("training", None)
+        if args.half:
+            checkpoint["state_dict"] = {name: w.half() for name, w in checkpoint["state_dict"].items()}
+        write_checkpoint(checkpoint, args.out)
+    print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()

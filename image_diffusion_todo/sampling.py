@@ -60,6 +60,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     steps = "network evaluations (default: 50 for ddim, 20 for dpm; ddpm takes all T)"
     add("--num_inference_steps", type=int_range(1), metavar="N", help=steps)
     add("--eta", type=float_range(0, 1), default=0.0, help="share of fresh noise in ddim, 0: none, 1: as ddpm")
+    clip = "clamp each predicted x_0 to [-1, 1], as DDPM's own code does; the lab's plain chain does not"
+    add("--clip_x0", action=argparse.BooleanOptionalAction, default=True, help=clip)
     add = parser.add_argument_group("checked against the checkpoint").add_argument
     add("--mode", choices=MODES, help="schedule")
     add("--beta_1", type=float_range(0, 1, open_ends=True), metavar="B", help="its first beta")
@@ -128,6 +130,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
         "num_inference_steps": len(timesteps),
         "eta": args.eta if args.sample_method == "ddim" else None,
         "cfg_scale": args.cfg_scale if args.use_cfg else None,
+        "clip_x0": args.clip_x0 or None,
         "device": device.type,  # each kind draws other noise
         "precision": "bf16" if ddpm.bf16 else "fp32",
     }
@@ -165,6 +168,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
             args.sample_method,
             timesteps,
             args.eta,
+            args.clip_x0,
             randn_like=ImageNoise(args.seed, indices, ddpm.image_resolution, device),
             progress=processes.is_rank_zero,
         )

@@ -53,6 +53,7 @@ INCONSISTENT = [
     ("head.bias", lambda c: c["state_dict"].update({"head.bias": torch.zeros(31)})),
     ("head.bias", lambda c: c["state_dict"].update({"head.bias": torch.zeros(32).double()})),
     ("head.bias", lambda c: c["state_dict"]["head.bias"].fill_(float("nan"))),
+    ("state_dict", lambda c: c["state_dict"].update({"head.bias": torch.zeros(1).half().expand(10**12)})),
     ("", lambda c: c["state_dict"].update({"head.bias": torch.zeros(32).to_sparse()})),
     ("state_dict", lambda c: c["state_dict"].update({"head.bias": [0.0] * 32})),
     ("state_dict", lambda c: c["state_dict"].update({"head.bias": torch.zeros(1).expand(10**12)})),
@@ -201,3 +202,27 @@ def test_weights_that_are_not_finite_are_not_written(saved):
     with pytest.raises(ValueError, match=r"head\.bias"):
         write_checkpoint(ddpm.checkpoint(), path)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("flags", [[], ["--half"]])
+def test_an_export_holds_the_averaged_weights_alone_and_samples_from_them(program, saved, tmp_path, flags):
+    ddpm, path = saved
+    averaged = ddpm.network.state_dict()
+    last = {name: weight + 1 for name, weight in averaged.items()}
+    write_checkpoint(ddpm.checkpoint() | {"training": {"network": last}}, path)
+    run = program("checkpoint.py", path, "--out", "small.ckpt", *flags)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "small.ckpt").stat().st_size < path.stat().st_size / (3.5 if flags else 1.8)
+    exported = DiffusionModule(None, None)
+    exported.load(tmp_path / "small.ckpt")
+    for name, weight in exported.network.state_dict().items():
+        assert torch.equal(weight, averaged[name].half().float() if flags else averaged[name])
+    run = program("sampling.py", "--ckpt_path", "small.ckpt", "--save_dir", "out", "--num_samples", 1)
+    assert run.returncode == 0, run.stderr
+
+
+def test_an_export_of_no_checkpoint_or_to_a_folder_is_refused(program, tmp_path):
+    (tmp_path / "text.ckpt").write_text("hello")
+    assert refused(program("checkpoint.py", "text.ckpt", "--out", "out.ckpt"), "text.ckpt")
+    assert refused(program("checkpoint.py", "text.ckpt", "--out", "."), "--out")
+    assert not (tmp_path / "out.ckpt").exists()

@@ -23,6 +23,7 @@ SAMPLERS = {
     "ddim": ["--sample_method", "ddim", "--num_inference_steps", 4],
     "ddim_with_noise": ["--sample_method", "ddim", "--num_inference_steps", 4, "--eta", 0.7],
     "dpm": ["--sample_method", "dpm", "--num_inference_steps", 4],
+    "plain": ["--no-clip_x0"],
 }
 
 
@@ -122,6 +123,7 @@ def test_a_folder_of_other_settings_or_other_images_is_refused_and_left_alone(sa
         tuple(SAMPLERS["ddim"]): "eta 0.7 there, 0.0 here",
         (*SAMPLERS["ddim_with_noise"], "--seed", 5): "seed 0 there, 5 here",
         (*SAMPLERS["ddim_with_noise"], "--use_cfg"): "cfg_scale None there, 7.5 here",
+        (*SAMPLERS["ddim_with_noise"], "--no-clip_x0"): "clip_x0 True there, None here",
     }.items():
         run = sample("out", "--num_samples", 3, *flags)
         assert refused(run, setting) and "0.png" in run.stderr
