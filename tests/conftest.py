@@ -65,6 +65,13 @@ def pytest_runtest_protocol(item, nextitem):
         return (yield)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _own_matplotlib_settings():
+    """What a test file, or a program in its fixtures, sets in matplotlib does not reach the next file."""
+    with matplotlib.rc_context():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _same_start():
     """Every test starts from the same random state and matplotlib settings, whichever ran before."""
