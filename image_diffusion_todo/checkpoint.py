@@ -9,6 +9,7 @@ writes the weights to sample from alone, in half precision: about an eighth of t
     var_scheduler       the arguments of `DDPMScheduler`
     predictor           "noise", "x0" or "mean"
     parametrization     "direct" (also where it is absent) or "preconditioned"
+    classes             names of the labels 1, 2, ..., or None (also where it is absent)
     state_dict          the weights to sample from, float32 or float16
     training            only in those of train.py: see `Trainer.save`
 
@@ -117,6 +118,13 @@ def check_contents(checkpoint: dict, file_size: int) -> None:
     for name, known in [("predictor", PREDICTORS), ("parametrization", PARAMETRIZATIONS)]:
         if checkpoint[name] not in known:
             raise ValueError(f"unknown {name} {reprlib.repr(checkpoint[name])}")
+    classes = checkpoint.setdefault("classes", None)
+    if classes is not None and not (
+        isinstance(classes, list)
+        and all(isinstance(name, str) for name in classes)
+        and len(classes) == checkpoint["network"]["num_classes"]
+    ):
+        raise ValueError(f"classes are not its network's: {reprlib.repr(classes)}")
     DDPMScheduler(**checkpoint["var_scheduler"])
     with torch.device("meta"):  # shapes only, since nothing says yet that the numbers are sensible
         expected = UNet(**checkpoint["network"]).state_dict()

@@ -37,6 +37,9 @@ class DiffusionModule(nn.Module):
         parametrization: "direct": the network outputs the prediction; "preconditioned": v (see `prediction.py`).
         loss_weight: weighting of the timesteps in the loss, see `prediction.loss_weights`.
 
+    Attributes:
+        classes: names of the labels 1, 2, ..., if known; saved in checkpoints.
+
     Raises:
         ValueError: for an unknown predictor, parametrization or loss weight.
     """
@@ -64,6 +67,7 @@ class DiffusionModule(nn.Module):
         self.bf16 = bf16
         self.parametrization = parametrization
         self.loss_weight = loss_weight
+        self.classes: list[str] | None = None
         self._loss_weights: torch.Tensor | None = None  # [T], computed at the first loss
 
     @property
@@ -269,6 +273,7 @@ class DiffusionModule(nn.Module):
             "var_scheduler": self.var_scheduler.config,
             "predictor": self.predictor,
             "parametrization": self.parametrization,
+            "classes": self.classes,
             "state_dict": self.network.state_dict(),
         }
 
@@ -295,6 +300,6 @@ class DiffusionModule(nn.Module):
         if self.var_scheduler is not None:
             network, var_scheduler = network.to(self.device), var_scheduler.to(self.device)
         self.network, self.var_scheduler, self.predictor = network, var_scheduler, checkpoint["predictor"]
-        self.parametrization = checkpoint["parametrization"]
+        self.parametrization, self.classes = checkpoint["parametrization"], checkpoint["classes"]
         self._loss_weights = None
         self.train(self.training)  # puts the new network into the module's mode

@@ -1,4 +1,4 @@
-"""The folder that sampling.py writes: 0.png, 1.png, ..., each with the settings that made it in its PNG text."""
+"""The folder that sampling.py writes: 0.png, 1.png, ..., each with its settings and class as PNG texts."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin
 
 from atomic import atomic_write, remove_partials
-from cli import UserError
+from cli import UserError, one_line
 from images import list_images
 
-SETTINGS_KEY = "Made by"
+SETTINGS_KEY, CLASS_KEY = "Made by", "Class"  # names of the PNG texts
 
 
 class SampleFolder:
@@ -55,10 +55,12 @@ class SampleFolder:
             )
         return complete
 
-    def save(self, i: int, image: Image.Image) -> None:
+    def save(self, i: int, image: Image.Image, class_name: str | None = None) -> None:
         """Write image i."""
         text = PngImagePlugin.PngInfo()
         text.add_text(SETTINGS_KEY, json.dumps(self.settings, sort_keys=True))
+        if class_name is not None:
+            text.add_text(CLASS_KEY, one_line(class_name))
         with atomic_write(self.folder / f"{i}.png") as file:
             image.save(file, format="PNG", pnginfo=text)
 

@@ -10,6 +10,7 @@ same command makes the missing images.
 import argparse
 import hashlib
 import json
+import unicodedata
 from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
@@ -53,6 +54,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_samples", type=int_range(1), default=500, metavar="N", help="how many images")
     add("--seed", type=int_range(0, 2**63 - 1), default=0, metavar="N", help="of the noise")
     add("--use_cfg", action="store_true", help="each class in turn, with classifier-free guidance; else no class")
+    add("--classes", nargs="+", metavar="NAME", help="with --use_cfg, these classes in turn")
     add("--cfg_scale", type=float_range(0, 100), default=7.5, metavar="S", help="guidance scale, with --use_cfg")
     add("--weights", choices=["ema", "last"], default="ema", help="the averaged weights or the latest ones")
     add = parser.add_argument_group("sampler").add_argument
@@ -76,6 +78,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.use_cfg and args.cfg_scale != parser.get_default("cfg_scale"):
         parser.error("argument --cfg_scale: has no effect without --use_cfg")
+    if not args.use_cfg and args.classes:
+        parser.error("argument --classes: has no effect without --use_cfg")
     return args
 
 
@@ -105,6 +109,20 @@ def load_model(args: argparse.Namespace) -> DiffusionModule:
     return ddpm.eval()
 
 
+def class_labels(args: argparse.Namespace, ddpm: DiffusionModule) -> dict[str, int]:
+    """The names and labels of the classes to sample; classes without names have their numbers.
+
+    Raises:
+        UserError: for a class that the model does not know.
+    """
+    names = ddpm.classes or [str(label + 1) for label in range(ddpm.network.num_classes)]
+    labels = {name: label + 1 for label, name in enumerate(names)}
+    chosen = [unicodedata.normalize("NFC", name) for name in args.classes or names]
+    if unknown := [name for name in chosen if name not in labels]:
+        raise UserError(f"argument --classes: {unknown[0]!r} is not one of {', '.join(names)}")
+    return {name: labels[name] for name in chosen}
+
+
 def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
     """Sample and save the missing images; `cleanup` gets what must be closed.
 
@@ -123,6 +141,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
     skips_steps = len(timesteps) < ddpm.var_scheduler.num_train_timesteps
     if processes.is_rank_zero and skips_steps and (ddpm.predictor, ddpm.parametrization) == ("mean", "direct"):
         print("note: direct mean prediction diverges when steps are skipped; --sample_method ddpm skips none")
+    labels = class_labels(args, ddpm) if args.use_cfg else {}
     settings = {
         "model": model_hash(ddpm),
         "seed": args.seed,
@@ -130,6 +149,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
         "num_inference_steps": len(timesteps),
         "eta": args.eta if args.sample_method == "ddim" else None,
         "cfg_scale": args.cfg_scale if args.use_cfg else None,
+        "classes": list(labels) if args.classes else None,
         "clip_x0": args.clip_x0 or None,
         "device": device.type,  # each kind draws other noise
         "precision": "bf16" if ddpm.bf16 else "fp32",
@@ -155,15 +175,15 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
     speed.place_network(ddpm, device, ddpm.bf16)
     compiles = speed.should_compile(args.compile, device, len(batches) * len(timesteps))
     if compiles:
-        ddpm.network = speed.compile_network(ddpm.network)
+        speed.compile_network(ddpm.network)
 
     for batch in tqdm(batches, desc="batches", **processes.tqdm_options):
         # A compiled network takes one batch size: fill up, and drop the surplus.
         indices = batch + batch[-1:] * (args.batch_size - len(batch)) if compiles else batch
-        labels = torch.tensor([i % ddpm.network.num_classes + 1 for i in indices]) if args.use_cfg else None
+        names = [list(labels)[i % len(labels)] for i in indices] if labels else [None] * len(indices)
         chain = ddpm.reverse_process(
             len(indices),
-            labels,
+            torch.tensor([labels[name] for name in names]) if labels else None,
             args.cfg_scale if args.use_cfg else 1.0,
             args.sample_method,
             timesteps,
@@ -178,9 +198,9 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
             x_0 = frames[-1]
         else:
             x_0 = deque(chain, maxlen=1).pop()
-        for i, image in zip(batch, tensor_to_pil_image(x_0), strict=False):
+        for i, image, name in zip(batch, tensor_to_pil_image(x_0), names, strict=False):
             if batch != chains or i in missing:
-                folder.save(i, image)
+                folder.save(i, image, name)
     processes.barrier()
     if processes.is_rank_zero:
         print(f"{args.num_samples} images in {args.save_dir}")
@@ -202,6 +222,9 @@ def save_chains(frames: torch.Tensor, args: argparse.Namespace) -> None:
 def model_hash(ddpm: DiffusionModule) -> str:
     """16 hex digits that change with anything in a model that its images depend on."""
     checkpoint = ddpm.checkpoint()
+    del checkpoint["classes"]
+    if checkpoint["network"]["patch_size"] == 1:  # as in models from before there were patches
+        checkpoint["network"] = {name: value for name, value in checkpoint["network"].items() if name != "patch_size"}
     digest = hashlib.sha256()
     for name, tensor in checkpoint.pop("state_dict").items():
         digest.update(name.encode() + tensor.numpy().tobytes())

@@ -182,6 +182,7 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)
     trainer = Trainer(args, data.num_classes, device, folder, distributed)
+    trainer.ema.classes = data.train_ds.classes if args.use_cfg else None
     if args.resume:
         check_same_data(args, dataset_info)
         trainer.load()

@@ -36,6 +36,7 @@ INCONSISTENT = [
     ("predictor", lambda c: c.pop("predictor")),
     ("'velocity'", lambda c: c.update(predictor="velocity")),
     ("'v'", lambda c: c.update(parametrization="v")),
+    ("classes", lambda c: c.update(classes=["cat"])),
     ("downblocks.", lambda c: c["network"].update(ch=64)),
     ("ch", lambda c: c["network"].update(ch=10**12)),
     ("ch", lambda c: c["network"].update(ch="32")),

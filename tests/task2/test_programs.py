@@ -65,7 +65,8 @@ def test_a_run_with_labels_has_its_own_folder_and_knows_its_classes(program, fac
     assert folder.parent.parent.name == "cfg_predictor_noise"
     ddpm = DiffusionModule(None, None)
     ddpm.load(folder / "last.ckpt")
-    assert ddpm.network.config["num_classes"] == 3 and ddpm.network.config["cfg_dropout"] == 0.2
+    assert ddpm.classes == ["cat", "dog", "wild"] and ddpm.network.config["num_classes"] == 3
+    assert ddpm.network.config["cfg_dropout"] == 0.2
 
 
 @pytest.mark.parametrize(

@@ -27,13 +27,18 @@ SAMPLERS = {
 }
 
 
+CLASSES = ["cat", "chat", "é"]
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A checkpoint of 12 steps with labels, whose network is as if trained."""
     torch.manual_seed(0)
     network = awake(UNet(**SMALL_UNET, use_cfg=True, num_classes=3))
     path = tmp_path_factory.mktemp("model") / "last.ckpt"
-    DiffusionModule(network, DDPMScheduler(12, 1e-4, 0.3)).save(path)
+    ddpm = DiffusionModule(network, DDPMScheduler(12, 1e-4, 0.3))
+    ddpm.classes = CLASSES
+    ddpm.save(path)
     return path
 
 
@@ -83,6 +88,33 @@ def test_guidance_changes_images_and_its_default_scale_may_be_written_out(sample
         run = sample(name, "--num_samples", 1, *options)
         assert run.returncode == 0, run.stderr
     assert len({(tmp_path / name / "0.png").read_bytes() for name in flags}) == 3
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [([], CLASSES), (["e\u0301", "cat"], ["é", "cat", "é"]), (["chat"], ["chat"] * 3)],
+)
+def test_each_image_holds_its_class_by_name(sample, tmp_path, classes, expected):
+    flags = ["--use_cfg", "--num_samples", 3, *(["--classes", *classes] if classes else [])]
+    run = sample("out", *flags)
+    assert run.returncode == 0, run.stderr
+    assert [Image.open(tmp_path / "out" / f"{i}.png").info["Class"] for i in range(3)] == expected
+    if classes:
+        assert refused(sample("out", "--use_cfg", "--num_samples", 3), "classes")
+
+
+def test_a_class_without_a_name_is_chosen_by_its_number(program, model, tmp_path):
+    ddpm = DiffusionModule(None, None)
+    ddpm.load(model)
+    ddpm.classes = None
+    ddpm.save(tmp_path / "model.ckpt")
+    command = ["sampling.py", "--ckpt_path", "model.ckpt", "--num_samples", 1, "--use_cfg", "--classes"]
+    images = []
+    for name, path in [("3", "model.ckpt"), ("é", model)]:
+        run = program(*command, name, "--save_dir", name, "--ckpt_path", path)
+        assert run.returncode == 0, run.stderr
+        images.append(pixels(tmp_path / name / "0.png"))
+    assert np.array_equal(*images)
 
 
 def test_images_that_are_complete_are_not_made_again(sample, tmp_path):
@@ -187,6 +219,8 @@ def test_the_chains_of_the_first_images_are_a_picture_and_an_animation(sample, t
         (["--sample_method", "ddim", "--eta", 1.5], "--eta: '1.5'"),
         (["--sample_method", "dpm", "--eta", 0.5], "--eta: "),
         (["--cfg_scale", 3], "--cfg_scale"),
+        (["--classes", "cat"], "--classes"),
+        (["--use_cfg", "--classes", "cat", "cow"], "--classes: 'cow'"),
         (["--num_samples", 0], "--num_samples: '0'"),
         (["--ckpt_path", "none.ckpt"], "none.ckpt"),
         (["--ckpt_path", "."], "last.ckpt"),
