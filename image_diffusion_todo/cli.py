@@ -7,7 +7,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -42,7 +42,8 @@ def exit_on_user_error(interrupted: str = "stopped") -> Iterator[None]:
     """Around a whole program: one line for what its user can fix. Any other error is a bug and keeps its traceback."""
     code = 2
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows names in other letters escaped
+        with suppress(AttributeError):  # a notebook's
+            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows names in other letters escaped
     try:
         yield
         return
@@ -74,10 +75,8 @@ def int_range(low: int, high: int | None = None) -> Callable[[str], int]:
     return _number_type(int, lambda value: low <= value <= (math.inf if high is None else high), wanted)
 
 
-def float_range(low: float, high: float, open_ends: bool = False) -> Callable[[str], float]:
-    """An argparse type: numbers from `low` to `high`, both included unless `open_ends`."""
-    if open_ends:
-        return _number_type(float, lambda value: low < value < high, f"a number between {low} and {high}")
+def float_range(low: float, high: float) -> Callable[[str], float]:
+    """An argparse type: numbers from `low` to `high`."""
     return _number_type(float, lambda value: low <= value <= high, f"a number from {low} to {high}")
 
 

@@ -66,8 +66,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--clip_x0", action=argparse.BooleanOptionalAction, default=True, help=clip)
     add = parser.add_argument_group("checked against the checkpoint").add_argument
     add("--mode", choices=MODES, help="schedule")
-    add("--beta_1", type=float_range(0, 1, open_ends=True), metavar="B", help="its first beta")
-    add("--beta_T", type=float_range(0, 1, open_ends=True), metavar="B", help="its last beta")
+    add("--beta_1", type=float_range(1e-9, 0.999), metavar="B", help="its first beta")
+    add("--beta_T", type=float_range(1e-9, 0.999), metavar="B", help="its last beta")
     add("--predictor", choices=PREDICTORS, help="what the network predicts")
     add = parser.add_argument_group("hardware").add_argument
     add("--batch_size", type=int_range(1), default=64, metavar="N", help="images at a time")

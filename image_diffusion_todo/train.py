@@ -51,7 +51,7 @@ def build_parser(prog: str | None = None) -> ArgumentParser:
     add("--loss_weight", default="none", choices=LOSS_WEIGHTS, help=help)
     T = int_range(2, LIMITS["T"])
     add("--num_diffusion_train_timesteps", default=1000, type=T, metavar="T", help="length T of the chain")
-    beta = {"type": float_range(0, 1, open_ends=True), "metavar": "B"}
+    beta = {"type": float_range(1e-9, 0.999), "metavar": "B"}  # float64 cannot tell 1 - 1e-17 from 1
     add("--beta_1", default=1e-4, help="first beta (linear, quad)", **beta)
     add("--beta_T", default=0.02, help="last beta (linear, quad)", **beta)
     add("--use_cfg", action="store_true", help="train with class labels, for classifier-free guidance")

@@ -39,6 +39,8 @@ def parsed(parse, arguments, capsys):
     """The settings, or None where the line was refused as it should be."""
     try:
         return parse(arguments)
+    except UserError:  # one line by `exit_on_user_error`
+        return None
     except SystemExit as end:
         assert end.code == 2
         message = capsys.readouterr().err

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -11,6 +12,7 @@ from checkpoint import read_checkpoint
 from conftest import SMALL_FLAGS
 from model import DiffusionModule
 from oracles import only_run, refused
+from processes import Program
 from scheduler import MODES, PREDICTORS
 
 QUICK = [*SMALL_FLAGS, "--batch_size", 4, "--train_num_steps", 6, "--log_interval", 3]
@@ -78,6 +80,7 @@ def test_a_run_with_labels_has_its_own_folder_and_knows_its_classes(program, fac
         (["--batch_size", 100], "--batch_size"),
         (["--dropout", 2], "--dropout"),
         (["--beta_1", 0.5, "--beta_T", 0.1], "--beta_1"),
+        (["--beta_1", "1e-17"], "--beta_1"),
         (["--image_resolution", 20, "--ch_mult", 1, 1, 1, 1], "image_resolution"),
         (["--ch", 40], "ch"),
         (["--attn", 7], "attn"),
@@ -125,3 +128,13 @@ def test_a_contact_sheet_of_nothing_or_among_its_images_or_of_no_format_is_refus
     Image.new("RGB", (4, 4)).save(tmp_path / "in" / "0.png")
     assert refused(program("image_grid.py", folder, "--out", out), folder if folder == "empty" else out)
     assert not (tmp_path / out).exists()
+
+
+def test_a_full_disk_is_one_line_with_the_file_and_leaves_nothing_half_made(tmp_path):
+    (tmp_path / "in").mkdir()
+    noise = np.random.randint(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "in" / "0.png")
+    program = Program("image_grid.py", "in", "--out", "out/sheet.png", place=tmp_path, largest_file=3000)
+    assert program.finish() == 2
+    assert "sheet.png" in program.said and program.said.count("\n") == 1
+    assert not list((tmp_path / "out").iterdir())

@@ -146,6 +146,14 @@ def test_sampling_that_is_killed_again_and_again_ends_with_the_same_images(model
     assert images_in(tmp_path / "killed") == images_in(tmp_path / "whole")
 
 
+def test_a_full_disk_is_one_line_with_the_file_and_leaves_nothing_half_made(model, tmp_path):
+    flags = ["--ckpt_path", model, "--num_samples", 3, "--save_traj", "--save_dir", "out"]
+    program = Program("sampling.py", *flags, place=tmp_path, largest_file=500)
+    assert program.finish() == 2
+    assert "out_traj.png" in program.said and "Traceback" not in program.said
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "log"} and not list((tmp_path / "out").iterdir())
+
+
 def test_a_folder_of_other_settings_or_other_images_is_refused_and_left_alone(sample, model, tmp_path):
     assert sample("out", "--num_samples", 3, *SAMPLERS["ddim_with_noise"]).returncode == 0
     before = images_in(tmp_path / "out")
