@@ -9,6 +9,7 @@ trajectories step={N}-traj.png.
 """
 
 import argparse
+import shlex
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -213,9 +214,10 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
         distributed.barrier()  # torchrun ends all processes when one ends
     if distributed.is_rank_zero and stopping:
         python = "python" if distributed.size == 1 else f"torchrun --nproc_per_node {distributed.size}"
-        print(f"stopped at step {trainer.step}; resume with: {python} train.py --resume {folder}")
+        print(f"stopped at step {trainer.step}; resume with: {python} train.py --resume {shlex.quote(str(folder))}")
     elif distributed.is_rank_zero:
-        sample = f"python sampling.py --ckpt_path {folder / 'last.ckpt'} --save_dir samples/{folder.name}"
+        paths = [shlex.quote(str(path)) for path in (folder / "last.ckpt", Path("samples", folder.name))]
+        sample = "python sampling.py --ckpt_path {} --save_dir {}".format(*paths)
         print(f"finished at step {trainer.step}; sample with: {sample}")
     if stopping:
         sys.exit(EXIT_INTERRUPTED)  # so that `train.py && sampling.py` goes no further

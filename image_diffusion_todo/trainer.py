@@ -7,6 +7,7 @@ images of a step follow from the seed and the step (see `dataset.TrainingBatches
 import argparse
 import copy
 import math
+import shlex
 import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -182,7 +183,7 @@ class Trainer:
         lr = self.args.learning_rate / 2
         return (
             "Resume from the last good checkpoint with a lower learning rate: "
-            f"python train.py --resume {self.folder} --learning_rate {lr:g}"
+            f"python train.py --resume {shlex.quote(str(self.folder))} --learning_rate {lr:g}"
         )
 
     # Samples, statistics and checkpoints

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -69,6 +70,17 @@ def test_a_run_with_labels_has_its_own_folder_and_knows_its_classes(program, fac
     ddpm.load(folder / "last.ckpt")
     assert ddpm.classes == ["cat", "dog", "wild"] and ddpm.network.config["num_classes"] == 3
     assert ddpm.network.config["cfg_dropout"] == 0.2
+
+
+def test_printed_commands_can_be_pasted(program, faces, tmp_path):
+    run = program("train.py", "--data_root", faces, *QUICK)
+    assert run.returncode == 0, run.stderr
+    only_run(tmp_path).rename(tmp_path / "it's a run")
+    run = program("train.py", "--resume", "it's a run", "--train_num_steps", 7)
+    assert run.returncode == 0, run.stderr
+    _, name, *flags = shlex.split(run.stdout[run.stdout.index("python ") :])
+    run = program(name, *flags, "--num_samples", 1)
+    assert run.returncode == 0 and (tmp_path / "samples" / "it's a run" / "0.png").exists(), run.stderr
 
 
 @pytest.mark.parametrize(
