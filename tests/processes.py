@@ -63,8 +63,8 @@ class Program:
         return self.process.exitcode
 
     @property
-    def said(self) -> str:
-        """All that it printed."""
+    def output(self) -> str:
+        """Everything that it printed."""
         return self.log.read_text()
 
 

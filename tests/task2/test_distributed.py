@@ -27,8 +27,8 @@ FLAGS = [*SMALL_FLAGS, "--batch_size", 4, "--log_interval", 20]
 
 def finish(programs, code=0):
     codes = [program.finish() for program in programs]
-    assert codes == [code] * len(programs), "".join(program.said for program in programs)
-    return programs[0].said
+    assert codes == [code] * len(programs), "".join(program.output for program in programs)
+    return programs[0].output
 
 
 def wait_for(place, name):
@@ -105,7 +105,7 @@ def test_an_error_of_rank_0_is_one_line_and_ends_all(model, faces, tmp_path):
     ]:
         first, other = start_together(2, *command, place=tmp_path)
         assert (first.finish(), other.finish()) == (2, 2)
-        assert word in first.said.splitlines()[-1] and "Traceback" not in first.said and other.said == ""
+        assert word in first.output.splitlines()[-1] and "Traceback" not in first.output and other.output == ""
 
 
 def test_a_process_that_loses_the_others_says_so_in_one_line(faces, tmp_path):
@@ -114,7 +114,7 @@ def test_a_process_that_loses_the_others_says_so_in_one_line(faces, tmp_path):
     wait_for(tmp_path, "step=0-traj.png")
     assert first.kill(0.1)
     assert other.finish() == 2
-    assert other.said.startswith("train.py: error: ") and other.said.count("\n") == 1
+    assert other.output.startswith("train.py: error: ") and other.output.count("\n") == 1
 
 
 def test_only_rank_0_shows_progress_bars(monkeypatch):

@@ -148,5 +148,5 @@ def test_a_full_disk_is_one_line_with_the_file_and_leaves_nothing_half_made(tmp_
     Image.fromarray(noise).save(tmp_path / "in" / "0.png")
     program = Program("image_grid.py", "in", "--out", "out/sheet.png", place=tmp_path, largest_file=3000)
     assert program.finish() == 2
-    assert "sheet.png" in program.said and program.said.count("\n") == 1
+    assert "sheet.png" in program.output and program.output.count("\n") == 1
     assert not list((tmp_path / "out").iterdir())

@@ -55,7 +55,7 @@ def step_of(folder):
 def undisturbed(faces, tmp_path_factory):
     place = tmp_path_factory.mktemp("undisturbed")
     run = Program("train.py", "--data_root", faces, *RUN, "--train_num_steps", STEPS, place=place)
-    assert run.finish() == 0, run.said
+    assert run.finish() == 0, run.output
     return end_of(only_run(place))
 
 
@@ -154,7 +154,7 @@ def kill_repeatedly(faces, place, kills):
         steps += [step_of(path.parent) for path in place.rglob("last.ckpt")]  # readable, whenever the kill came
         arguments = ["--resume", only_run(place)]
     run = Program("train.py", *arguments, place=place)
-    assert run.finish() == 0, run.said
+    assert run.finish() == 0, run.output
     return while_writing, steps
 
 
@@ -204,11 +204,11 @@ def test_a_write_that_fails_keeps_the_last_checkpoint(half_a_run, tmp_path):
     flags = ["train.py", "--resume", half_a_run, "--train_num_steps", 9]
     run = Program(*flags, place=tmp_path, largest_file=len(before) // 2)
     assert run.finish() == 2
-    assert str(half_a_run / "last.ckpt") in run.said.splitlines()[-1]
+    assert str(half_a_run / "last.ckpt") in run.output.splitlines()[-1]
     assert (half_a_run / "last.ckpt").read_bytes() == before
     assert not list(half_a_run.glob(".*"))
     run = Program("train.py", "--resume", half_a_run, place=tmp_path)
-    assert run.finish() == 0 and step_of(half_a_run) == 9, run.said
+    assert run.finish() == 0 and step_of(half_a_run) == 9, run.output
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(half_a_run, tmp_path):

@@ -135,14 +135,14 @@ def test_images_that_are_complete_are_not_made_again(sample, tmp_path):
 def test_sampling_that_is_killed_again_and_again_ends_with_the_same_images(model, tmp_path):
     command = ["sampling.py", "--ckpt_path", model, "--batch_size", 1, "--num_samples", 40, "--save_dir"]
     whole = Program(*command, "whole", place=tmp_path)
-    assert whole.finish() == 0, whole.said
+    assert whole.finish() == 0, whole.output
     for wanted in (1, 3, 10, 11, 27):
         program = Program(*command, "killed", place=tmp_path)
         while program.process.is_alive() and len(list((tmp_path / "killed").glob("*.png"))) < wanted:
             time.sleep(0.002)
         assert program.kill(after=0)
     last = Program(*command, "killed", place=tmp_path)
-    assert last.finish() == 0, last.said
+    assert last.finish() == 0, last.output
     assert images_in(tmp_path / "killed") == images_in(tmp_path / "whole")
 
 
@@ -150,7 +150,7 @@ def test_a_full_disk_is_one_line_with_the_file_and_leaves_nothing_half_made(mode
     flags = ["--ckpt_path", model, "--num_samples", 3, "--save_traj", "--save_dir", "out"]
     program = Program("sampling.py", *flags, place=tmp_path, largest_file=500)
     assert program.finish() == 2
-    assert "out_traj.png" in program.said and "Traceback" not in program.said
+    assert "out_traj.png" in program.output and "Traceback" not in program.output
     assert {path.name for path in tmp_path.iterdir()} == {"out", "log"} and not list((tmp_path / "out").iterdir())
 
 
