@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,11 +23,11 @@ from cli import ArgumentParser, int_range, writable_file
 from network import UNet
 
 
-def measure(ch: int, batch_size: int, resolution: int, activation_checkpointing: bool) -> tuple[float, float]:
-    """GiB and seconds of one forward and backward pass."""
-    network = UNet(ch=ch, image_resolution=resolution)
+def measure(unet: dict[str, Any], batch_size: int, activation_checkpointing: bool) -> tuple[float, float]:
+    """GiB and seconds of one forward and backward pass of a UNet with these arguments."""
+    network = UNet(**unet)
     network.activation_checkpointing = activation_checkpointing
-    images = torch.randn(batch_size, 3, resolution, resolution)
+    images = torch.randn(batch_size, 3, network.image_resolution, network.image_resolution)
     unit = 2**30 if sys.platform == "darwin" else 2**20  # of ru_maxrss, to GiB
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     started = time.perf_counter()
@@ -46,9 +47,10 @@ def main() -> None:
     rows = []
     for resolution, batch_size in itertools.product(args.image_resolution, args.batch_size):
         results = []
+        unet = {"ch": args.ch, "image_resolution": resolution}
         for recompute in (False, True):
             with multiprocessing.get_context("spawn").Pool(1) as new_process:
-                results.append(new_process.apply(measure, (args.ch, batch_size, resolution, recompute)))
+                results.append(new_process.apply(measure, (unet, batch_size, recompute)))
         (kept, seconds), (recomputed, longer) = results
         times = longer / seconds
         print(f"| {resolution}x{resolution} | {batch_size} | {kept:.2f} | {recomputed:.2f} | {times:.2f} |", flush=True)

@@ -163,6 +163,19 @@ def memory() -> Rows:
     return rows
 
 
+def patches() -> Rows:
+    """What patches of pixels save."""
+    rows = [["network", "batch", "patch", "training step, s", "speed-up", "evaluation, s", "speed-up", "memory, GiB"]]
+    measured = load("patches_cpu")
+    for row in measured:
+        whole = next(other for other in measured if other["network"] == row["network"])  # patches of one pixel
+        cells = [row["network"], str(row["batch_size"]), str(row["patch_size"])]
+        for kind in ("step_seconds", "evaluation_seconds"):
+            cells += [f"{row[kind]:.2f}", f"{whole[kind] / row[kind]:.1f}"]
+        rows.append([*cells, f"{row['memory_gib']:.2f}"])
+    return rows
+
+
 def fid() -> Rows:
     """Our FID program against pytorch-fid."""
     rows = [["", "pytorch-fid, s", "here, s", "speed-up", "relative difference"]]

@@ -384,3 +384,15 @@ def test_the_benchmark_of_memory_sees_that_activations_are_recomputed(tmp_path):
     (row,) = json.loads((tmp_path / "memory.json").read_text())
     assert (row["image_resolution"], row["batch_size"]) == (32, 32)
     assert 0 < row["twice_gib"] < 0.75 * row["kept_gib"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_patches_sees_that_they_save_time_and_memory(tmp_path):
+    command = [sys.executable, PROGRAMS.parent / "benchmarks/patches.py", "--networks", "small", "--turns", "1"]
+    command += ["--image_resolution", "32", "--json", "patches.json"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((tmp_path / "patches.json").read_text())
+    assert [row["patch_size"] for row in rows] == [1, 2, 4]
+    for name in ("step_seconds", "evaluation_seconds", "memory_gib"):
+        assert rows[0][name] > rows[1][name] > rows[2][name] > 0, name
