@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "image_diffusion_todo"))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "image_diffusion_todo"), str(HERE)]
 
 from memory import measure
 
