@@ -9,6 +9,7 @@ afhq/                   the data root
 """
 
 import json
+import math
 import os
 import re
 import shlex
@@ -80,7 +81,7 @@ def is_synthetic(root: str | os.PathLike) -> bool:
 
 
 def list_classes(root: Path, split: str) -> dict[str, list[Path]]:
-    """The images of each class in a split; classes and images in the order of their names.
+    """The images of each class in a split; images in the order of their names, classes too unless they are numbers.
 
     Images in folders inside a class's folder belong to the class.
 
@@ -104,7 +105,7 @@ def list_classes(root: Path, split: str) -> dict[str, list[Path]]:
         raise UserError(
             f"{folder} must hold one folder of images per class, and holds {len(list_images(folder))} images"
         )
-    return dict(sorted(classes.items()))
+    return dict(sorted(classes.items(), key=lambda item: (int(item[0]) if item[0].isdecimal() else math.inf, item[0])))
 
 
 def visible_names(folder: Path) -> list[str]:

@@ -40,13 +40,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument_group("files").add_argument
-    add(
-        "--ckpt_path",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="checkpoint of train.py (ours or the lab's) or its run",
-    )
+    add("--ckpt_path", type=Path, required=True, metavar="FILE", help="checkpoint, ours or the lab's, or a run")
     add("--save_dir", type=Path, required=True, metavar="DIR", help="new folder, or one to complete")
     add("--save_traj", action="store_true", help=f"also DIR_traj.png: {FRAMES} frames of the first {CHAINS} chains")
     add("--save_gif", action="store_true", help="also DIR.gif: the same chains as an animation")
@@ -140,7 +134,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
         raise UserError(f"argument --{error}") from None
     skips_steps = len(timesteps) < ddpm.var_scheduler.num_train_timesteps
     if processes.is_rank_zero and skips_steps and (ddpm.predictor, ddpm.parametrization) == ("mean", "direct"):
-        print("note: direct mean prediction diverges when steps are skipped; --sample_method ddpm skips none")
+        print("note: direct mean prediction is inaccurate when steps are skipped; --sample_method ddpm skips none")
     labels = class_labels(args, ddpm) if args.use_cfg else {}
     settings = {
         "model": model_hash(ddpm),

@@ -61,6 +61,12 @@ def test_other_names_of_val_are_taken(root, name):
     assert names(root / "eval") == ["cat_cat0.png", "cat_cat1.png", "dog_dog0.png", "dog_dog1.png"]
 
 
+def test_numbered_classes_are_in_the_order_of_their_numbers(tmp_path):
+    for name in ("10", "b", "9", "cat2", "1"):
+        write(tmp_path / "afhq" / "train" / name / "a.png")
+    assert AFHQDataset(tmp_path / "afhq", "train").classes == ["1", "9", "10", "b", "cat2"]
+
+
 def test_one_name_in_two_unicode_forms_is_one_class(root):
     (root / "train" / "cat").rename(root / "train" / unicodedata.normalize("NFD", "é"))
     (root / "val" / "cat").rename(root / "val" / unicodedata.normalize("NFC", "é"))
