@@ -49,6 +49,8 @@ def read_lab_checkpoint(
     """
     try:
         content = _load_inert(path)
+        if content.get("format") == FORMAT:  # ours, and refused for a reason
+            return None
         content = content if "state_dict" in content else {"state_dict": content}
         state = {name: tensor.detach() for name, tensor in content["state_dict"].items()}
         weights = {n.removeprefix("network."): w for n, w in state.items() if not n.startswith("var_scheduler.")}

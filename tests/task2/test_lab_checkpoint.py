@@ -81,6 +81,14 @@ def test_a_bare_state_dict_needs_its_schedule_and_predictor(program, tmp_path, w
     assert all(torch.equal(weight, state[name]) for name, weight in checkpoint["state_dict"].items())
 
 
+def test_a_checkpoint_of_ours_is_never_taken_for_a_bare_state_dict(program, tmp_path):
+    model = DiffusionModule(small_network(), DDPMScheduler(12, mode="cosine"), parametrization="preconditioned")
+    model.save(tmp_path / "ours.ckpt")
+    flags = [*FLAGS, "--mode", "linear", "--weights", "last"]  # which it lacks
+    run = program("sampling.py", "--ckpt_path", "ours.ckpt", "--save_dir", "out", *flags)
+    assert refused(run, "ours.ckpt") and "--predictor" not in run.stderr
+
+
 def test_every_architecture_is_found_from_its_weights(tmp_path):
     for changes in [
         {"ch_mult": [1, 2, 2], "attn": [1], "num_res_blocks": 2},
