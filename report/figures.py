@@ -17,7 +17,7 @@ The runs are all that are somewhere below the folders of --runs. `--out` gets
 
 A figure compares either baseline models (direct, plain loss) or preconditioned ones with loss weights min(SNR, 5).
 Missing runs are named. Samples come from the averaged weights of `last.ckpt` by all T steps of DDPM from seed 0: up to
-rounding, they are the first images of sampling.py on the same kind of device.
+rounding, they are the first images of `sampling.py --no-clip_x0` on the same kind of device.
 """
 
 import io

@@ -191,7 +191,7 @@ def best_of(
 
 
 def _best_row(result: dict[str, Any], settings: dict[str, Any], run: Run, weights: str) -> dict[str, object]:
-    of_sampling = "sample_method", "num_inference_steps", "eta", "cfg_scale"
+    of_sampling = "sample_method", "num_inference_steps", "eta", "cfg_scale", "clip_x0"
     of_training = "learning_rate", "patch_size", "ch_mult", "attn", "num_res_blocks", "dropout", "hflip", "ema_decay"
     of_training += "beta_1", "beta_T", "use_cfg", "max_num_images_per_cat"
     row = {

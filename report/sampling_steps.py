@@ -100,7 +100,7 @@ def main() -> None:
                     image.save(folder / f"{i}.png")
             else:
                 flags = ["--ckpt_path", args.ckpt_path, "--save_dir", folder, "--num_samples", args.num_samples]
-                flags += ["--sample_method", method, "--num_inference_steps", to_measure[method, nfe]]
+                flags += ["--sample_method", method, "--num_inference_steps", to_measure[method, nfe], "--no-clip_x0"]
                 asyncio.run(run_program("sampling.py", *flags))
             flags = "--network", "pytorch-fid", "--dims", args.dims, "--kid"
             found = asyncio.run(measure(args.data_root / "eval", folder, *flags))

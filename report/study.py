@@ -84,7 +84,7 @@ async def one_run(row: dict[str, str], args: argparse.Namespace) -> float:
 
     (checkpoint,) = folder.glob("results/*/*/*/last.ckpt")
     samples = folder / f"samples-{row['steps']}-{row['images']}-{row['sampler']}"
-    flags = ["--ckpt_path", checkpoint, "--save_dir", samples, "--num_samples", row["images"]]
+    flags = ["--ckpt_path", checkpoint, "--save_dir", samples, "--num_samples", row["images"], "--no-clip_x0"]
     await run_program("sampling.py", *flags, "--sample_method", row["sampler"], "--precision", row["precision"])
     await run_program("image_grid.py", samples, "--out", samples.with_suffix(".png"), "--count", 32)
     return (await measure(args.data_root.resolve() / "eval", samples, "--dims", 768))["distance"]
