@@ -172,8 +172,8 @@ class DDPMScheduler(BaseScheduler):
             raise ValueError(f"unknown sigma_type {sigma_type!r}: choose small or large")
         self.config["sigma_type"] = sigma_type
         betas = beta_schedule(num_train_timesteps, beta_1, beta_T, mode)
-        alpha_bar = (1 - betas).cumprod(0)
-        alpha_bar_prev = F.pad(alpha_bar[:-1], (1, 0), value=1.0)
+        alpha_bars = torch.tensor(self.alpha_bars, dtype=torch.float64)
+        alpha_bar, alpha_bar_prev = alpha_bars[:-1], alpha_bars.roll(1)[:-1]
         for name, values in {
             "sigmas": (self.posterior_variance if sigma_type == "small" else self.betas).sqrt(),
             "posterior_mean_coef_x0": alpha_bar_prev.sqrt() * betas / (1 - alpha_bar),
