@@ -3,11 +3,12 @@
     python fid/measure_fid.py data/afhq/eval samples                           # ends with FID: 12.3456
     python fid/measure_fid.py data/afhq/eval samples --kid --network lab       # KID too, with the lab's network
     python fid/measure_fid.py data/afhq/eval samples --dims 768                # ends with FID-768: 0.1234
-    python fid/measure_fid.py data/afhq/eval --save_stats eval.npz                     # to be given in place of GT_DIR
+    python fid/measure_fid.py data/afhq/eval --save_stats eval.npz             # to be given in place of GT_DIR
 
 Which FID it is depends on the network. The lab's marks are on the scale of its own Inception, which is trained on AFHQ
 (`fid/afhq_inception_v3.ckpt`). Papers outside the lab use the one that pytorch-fid has, which is trained on ImageNet;
-the numbers of the two can't be compared, and neither can those of other --dims.
+the numbers of the two can't be compared, and neither can those of other --dims. Compare distances of about the same
+numbers of images: fewer images give a larger FID, though not a larger KID. Smaller is better.
 
 Every image in the two folders and in their subfolders counts, except hidden ones (with a leading dot). The distances
 are in `frechet.py` and `kid.py`, the networks in `inception.py`.
@@ -114,12 +115,7 @@ def npz_file(text: str) -> Path:
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of the command line."""
-    parser = ArgumentParser(
-        description="The Frechet Inception distance (FID) of generated images from real ones; smaller is better.",
-        epilog="Compare only distances of the same network and width and of about the same numbers of images: fewer "
-        "images give a larger FID, though not a larger KID.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("gt_dir", metavar="GT_DIR", help="folder of real images (data/afhq/eval), or an .npz file of their statistics")
     add("gen_dir", metavar="GEN_DIR", nargs="?", help="folder of generated images, or an .npz file")

@@ -114,6 +114,7 @@ def test_help_shows_flags_and_defaults(program):
         "train.py": ["--mode", "--resume", "(default: 100000)", "(default: [1, 2, 2, 2])"],
         "sampling.py": ["--ckpt_path", "(default: 500)", "(default: 7.5)"],
         "image_grid.py": ["--out", "(default: 64)"],
+        "fid/measure_fid.py": ["--network", "(default: auto)"],
     }.items():
         run = program(name, "--help")
         assert run.returncode == 0 and all(text in run.stdout for text in texts)
