@@ -1,3 +1,5 @@
+"""The U-Net and its blocks: sizes, gradients, attention, class labels and patches."""
+
 import copy
 
 import pytest
