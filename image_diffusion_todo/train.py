@@ -4,8 +4,8 @@
     python train.py --resume results/predictor_noise/beta_cosine/11-23-204512
 
 A run is written to results/predictor_{predictor}/beta_{mode}/{MM-DD-HHMMSS}/ (cfg_predictor_... with --use_cfg):
-config.json, stats.csv, loss.png, last.ckpt, and every --log_interval steps four samples step={N}-{i}.png and their
-trajectories step={N}-traj.png.
+config.json, stats.csv, loss.png, last.ckpt, and every --log_interval steps four samples step={N}-{i}.png and the
+trajectory of the first, step={N}-traj.png.
 """
 
 import argparse

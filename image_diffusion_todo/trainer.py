@@ -199,11 +199,11 @@ class Trainer:
 
     @property
     def has_samples(self) -> bool:
-        """Whether the samples of this step exist; their trajectory is written last."""
+        """Whether the samples of this step exist; the trajectory is written last."""
         return (self.folder / f"step={self.step}-traj.png").exists()
 
     def save_samples(self, stop: StopSignals) -> None:
-        """Write four samples of the averaged weights and their trajectories, always from the same noise.
+        """Write four samples of the averaged weights and the trajectory of the first, always from the same noise.
 
         Raises:
             Stopped: if a stop was requested meanwhile.
@@ -217,7 +217,7 @@ class Trainer:
             with atomic_write(self.folder / f"step={self.step}-{i}.png") as file:
                 image.save(file, format="PNG")
         with atomic_write(self.folder / f"step={self.step}-traj.png") as file:
-            trajectory_image(frames).save(file, format="PNG")
+            trajectory_image(frames[:, :1]).save(file, format="PNG")
 
     def save(self) -> None:
         """Write last.ckpt, a checkpoint of `ema` with the state of training, then stats.csv and loss.png.
@@ -262,7 +262,8 @@ class Trainer:
         try:
             checkpoint["network"] = {"patch_size": 1} | checkpoint["network"]  # absent from older checkpoints
             for name, expected in self.ema.checkpoint().items():
-                if name != "state_dict" and checkpoint[name] != expected:
+                # Older checkpoints have no classes; `train.check_same_data` compares those of the data.
+                if name not in ("state_dict", "classes") and checkpoint[name] != expected:
                     raise ValueError(f"its {name} is {checkpoint[name]}, the run has {expected}")
             training = checkpoint["training"]
             self.ema.network.load_state_dict(checkpoint["state_dict"])

@@ -227,3 +227,14 @@ def test_an_export_of_no_checkpoint_or_to_a_folder_is_refused(program, tmp_path)
     assert refused(program("checkpoint.py", "text.ckpt", "--out", "out.ckpt"), "text.ckpt")
     assert refused(program("checkpoint.py", "text.ckpt", "--out", "."), "--out")
     assert not (tmp_path / "out.ckpt").exists()
+
+
+def test_a_run_from_before_checkpoints_had_classes_resumes(new_trainer, tmp_path):
+    new_trainer("--use_cfg").save()
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    del checkpoint["classes"]
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    trainer = new_trainer("--use_cfg")
+    trainer.ema.classes = ["cat", "dog", "wild"]
+    trainer.load()
+    assert trainer.saved_step == 0 and trainer.ema.checkpoint()["classes"] == ["cat", "dog", "wild"]

@@ -30,7 +30,7 @@ def test_all_nine_combinations_train_and_sample(program, faces, tmp_path, mode, 
     pictures = [f"step={n}-{i}.png" for n in (0, 3, 6) for i in (0, 1, 2, 3, "traj")]
     assert {p.name for p in folder.iterdir()} == {*pictures, "config.json", "last.ckpt", "loss.png", "stats.csv"}
     assert Image.open(folder / "step=6-0.png").size == (8, 8)
-    assert Image.open(folder / "step=6-traj.png").size == (10 * 10 + 2, 4 * 10 + 2)
+    assert Image.open(folder / "step=6-traj.png").size == (10 * 10 + 2, 10 + 2)
 
     run = program("sampling.py", "--ckpt_path", folder / "last.ckpt", "--save_dir", "out", "--num_samples", 3)
     assert run.returncode == 0, run.stderr
