@@ -20,7 +20,7 @@ report: $(VENV)/.installed-dev  ## build report/report.pdf and the READMEs' tabl
 	$(PY) report/build.py --author "$(AUTHOR)"
 	$(PY) report/doc_tables.py
 
-submission: report  ## make the zip to hand in: make submission ID=412551014
+submission: report  ## make the zip to hand in: make submission ID=412551014 AUTHOR="..."
 	$(PY) report/submission.py --id "$(ID)"
 
 test: $(VENV)/.installed-dev  ## run the tests
