@@ -289,7 +289,8 @@ def main() -> None:
     add("--image_resolution", type=int_range(1), default=EVAL_RESOLUTION, metavar="N", help=help)
     help = "of the images in eval/; jpeg makes the same as the lab's dataset.py"
     add("--eval_format", choices=["png", "jpeg"], default="png", help=help)
-    add("--crop", action="store_true", help="take the centre square of each validation image, as train.py --crop does")
+    help = "take the centre square of each validation image, where train.py resizes the whole image"
+    add("--crop", action="store_true", help=help)
     add("--skip_broken", action="store_true", help="leave out validation images that cannot be decoded")
     args = parser.parse_args()
 
