@@ -22,6 +22,7 @@ DOCUMENTS = [REPORT.parent / name for name in ("README.md", "report/README.md", 
 # The figures and tables of report.typ that each program makes.
 MADE_BY = {
     "../2d_plot_diffusion_todo/ddpm_tutorial.py": "q-sample roll",
+    "swiss_roll_floor.py": "floor",
     "swiss_roll_choices.py": "ablation",
     "figures.py": "schedules trajectories trajectories-preconditioned samples losses samples-preconditioned settings "
     "best-samples",
@@ -102,7 +103,7 @@ def ablation() -> Rows:
 
 def predictors() -> Rows:
     """FID-768 by schedule and predictor, with all T steps / with 20 of DPM-Solver++."""
-    rows = [["schedule", *PREDICTORS, "preconditioned, min-SNR: all three"]]
+    rows = [["schedule", *PREDICTORS, "preconditioned, min-SNR: noise / all three"]]
     for schedule in MODES:
         row = [schedule]
         for form, names in [*(("direct", (name,)) for name in PREDICTORS), ("preconditioned", PREDICTORS)]:

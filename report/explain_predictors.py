@@ -11,6 +11,9 @@ Without checkpoints, it plots for each schedule and timestep
   almost right, and the useful signal is a small residual;
 - the weight that the plain loss gives to a squared error of the implied x_0 (see `prediction.loss_weights`).
 
+tables/error_growth.csv gets what a constant error of the predicted noise does to x_0 in an unclipped chain, for the
+schedules of the study (see `error_growth`).
+
 With checkpoints, it also plots the errors of the implied x_0 and of the implied noise, which are comparable between
 predictors: root mean squares over validation images, at 40 timesteps. They go to tables/predictor_errors.csv as well.
 """
@@ -32,6 +35,7 @@ from scheduler import MODES, PREDICTORS, DDPMScheduler
 
 STYLES = {"noise": "-", "x0": "--", "mean": ":"}
 COLUMNS = ("model", "t", "error_of_x0", "error_of_noise")
+STD = 0.5  # of the pixels of the cats, roughly
 
 
 def residual(scheduler: DDPMScheduler, predictor: str) -> np.ndarray:
@@ -50,9 +54,39 @@ def weight_on_x0(scheduler: DDPMScheduler, predictor: str) -> np.ndarray:
     return (weight / weight.max()).numpy()
 
 
+def error_growth(scheduler: DDPMScheduler, std: float | None, first_only: bool) -> float:
+    """How far an error of 1 in the predicted noise shifts the x_0 at the end of the chain of eq. 11.
+
+    Args:
+        scheduler: the schedule.
+        std: the network is exact for Gaussian data of this standard deviation, but for the error. None: its prediction
+            ignores shifts of x_t altogether.
+        first_only: the error is made in the first step only, at t = T - 1; otherwise in each step.
+    """
+    T, alpha_bars, shift = scheduler.num_train_timesteps, scheduler.alpha_bars, 0.0
+    for t in reversed(range(T)):
+        alpha_bar, alpha = alpha_bars[t], alpha_bars[t] / alpha_bars[t - 1]
+        noise = (1 - alpha_bar) ** 0.5
+        predicted = noise / (alpha_bar * std**2 + 1 - alpha_bar) * shift if std else 0.0  # E[eps | x_t = shift]
+        error = 1.0 if t == T - 1 or not first_only else 0.0
+        shift = (shift - (1 - alpha) / noise * (predicted - error)) / alpha**0.5
+    return shift
+
+
+def growth_rows() -> list[dict[str, object]]:
+    """The table of `error_growth` for T = 100 and the betas of the study."""
+    rows = []
+    for mode in MODES:
+        scheduler = DDPMScheduler(100, 1e-3, 0.2, mode)
+        for network, std in (("exact", STD), ("ignores shifts", None)):
+            first, each = (f"{error_growth(scheduler, std, first_only):.4g}" for first_only in (True, False))
+            rows.append(dict(mode=mode, network=network, std=std or "", first_step=first, each_step=each))
+    return rows
+
+
 def draw_schedules(T: int) -> plt.Figure:
     """Both quantities for all schedules and predictors."""
-    fig, axes = plt.subplots(2, 3, figsize=(common.WIDTH, 3.7), sharex=True, sharey="row", layout="constrained")
+    fig, axes = plt.subplots(2, 3, figsize=(common.WIDTH, 3.2), sharex=True, sharey="row", layout="constrained")
     for (top, bottom), mode in zip(axes.T, MODES, strict=True):
         scheduler = DDPMScheduler(T, 1e-4, 0.02, mode)
         for ax, quantity in ((top, residual), (bottom, weight_on_x0)):
@@ -62,8 +96,8 @@ def draw_schedules(T: int) -> plt.Figure:
             ax.grid()
         top.set_title(f"{mode} schedule")
         bottom.set_xlabel("timestep t")
-    axes[0, 0].set_ylabel("residual of the target after\nits best multiple of $x_t$")
-    axes[1, 0].set(ylabel="weight of an error of $x_0$\nin the plain loss", ylim=(1e-6, 2))
+    axes[0, 0].set_ylabel("residual of\nthe target")
+    axes[1, 0].set(ylabel="weight of an\nerror of $x_0$", ylim=(1e-6, 2))
     axes[0, 0].legend(loc="lower left")
     return fig
 
@@ -123,6 +157,7 @@ def main() -> None:
         if args.ckpt_path:
             check_has_data(args.data_root)
         common.write(args.out / "figures/predictors.png", draw_schedules(1000))
+        common.write(args.out / "tables/error_growth.csv", growth_rows())
         rows = []
         for path in args.ckpt_path:
             ddpm = common.load_model(path)

@@ -17,6 +17,7 @@ from PIL import Image
 
 import common
 import explain_predictors
+import samplers
 import sampling
 import sampling_steps
 import study
@@ -317,6 +318,20 @@ def test_the_weight_of_an_error_of_x0_is_the_square_of_what_it_becomes(mode):
             squares.append(difference[predictor] ** 2)
         weights = explain_predictors.weight_on_x0(scheduler, predictor)[timesteps]
         assert weights.max() <= 1 and np.allclose(weights / weights[0], np.array(squares) / squares[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("first_only", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_growth_of_an_error_is_that_in_a_chain_of_the_sampler(mode, first_only):
+    scheduler = DDPMScheduler(100, mode=mode)
+    ideal = Ideal(scheduler, 0.0, 0.5)
+    for std, network in ((0.5, ideal), (None, lambda x, t: torch.zeros_like(x))):
+
+        def predict(x, t, network=network):
+            return network(x, torch.tensor(t)) - float(t == 99 or not first_only)
+
+        *_, x_0 = samplers.ddpm(predict, scheduler, torch.zeros(1, 1, 1, 1), randn_like=torch.zeros_like)
+        assert x_0.item() == pytest.approx(explain_predictors.error_growth(scheduler, std, first_only), rel=1e-3)
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
