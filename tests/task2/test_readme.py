@@ -43,7 +43,8 @@ def known_flags(path, root, program):
     if re.search("2d_plot|swiss_roll", str(path)):  # of Task 1, whose modules have the names of this task's
         return set(re.findall(r'"(--\w+)"', path.read_text(encoding="utf-8")))
     run = program("/".join(["..", *path.relative_to(root).parts]), "--help")
-    return set(re.findall(r"^ +(?:-\w, )?(--\w+)", run.stdout, re.MULTILINE))
+    names = re.findall(r"^ +(-.*?)(?:  |$)", run.stdout, re.MULTILINE)  # such as "--clip_x0, --no-clip_x0"
+    return set(re.findall(r"--[\w-]+", " ".join(names)))
 
 
 def test_every_command_is_a_program_with_the_flags_that_it_has(root, document, program):
@@ -61,7 +62,7 @@ def test_every_command_is_a_program_with_the_flags_that_it_has(root, document, p
         root / "image_diffusion_todo" / name for name in ("train.py", "sampling.py", "dataset.py", "fid/measure_fid.py")
     ]
     flags = set.union(*known.values(), *(known_flags(path, root, program) for path in task))
-    mentioned = set(re.findall(r"--[a-z]\w+", " ".join(re.findall(r"`[^`\n]+`", text)))) - OF_TORCHRUN
+    mentioned = set(re.findall(r"--[a-z][\w-]+", " ".join(re.findall(r"`[^`\n]+`", text)))) - OF_TORCHRUN
     assert mentioned <= flags, mentioned - flags
 
 
