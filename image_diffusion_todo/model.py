@@ -235,7 +235,8 @@ class DiffusionModule(nn.Module):
         else:  # without the detour over x_0, which loses digits where alpha-bar is 2e-9
             steps = ddpm(predict, scheduler, x_T, self.predictor, randn_like)
         yield x_T
-        yield from tqdm(steps, desc="sampling", total=len(timesteps), leave=False, disable=not progress)
+        options = {} if progress else {"disable": True}  # an explicit False would override TQDM_DISABLE
+        yield from tqdm(steps, desc="sampling", total=len(timesteps), leave=False, **options)
 
     def _check_labels(
         self, batch_size: int, class_label: torch.Tensor | None, guidance_scale: float = 1.0
