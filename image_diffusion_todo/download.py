@@ -64,7 +64,7 @@ def download_afhq(root: str | os.PathLike, url: str = AFHQ_URL, counts: Mapping[
     except UserError as error:
         with part.open("rb") as file:
             is_page = file.read(1000).lstrip().startswith(b"<")
-        part.unlink()  # the next call shall not find it again
+        part.unlink()  # or the next call would use it again
         reason = "is a web page" if is_page else error
         raise UserError(f"what {url} sent is not the archive of AFHQ: it {reason}; {by_hand}") from error
     part.unlink()

@@ -35,7 +35,7 @@ from trainer import Trainer, build_network
 MAY_CHANGE = {"train_num_steps", "learning_rate", "log_interval", "data_root", "device", "gpu"}
 MAY_CHANGE |= {"compile", "activation_checkpointing", "accumulate", "resume"}
 EXIT_INTERRUPTED = 130  # exit code after a requested stop, as shells have it after Ctrl-C
-STOP_CHECK_EVERY = 10  # steps, with several processes: to ask all of them makes them wait for each other
+STOP_CHECK_EVERY = 10  # steps, with several processes, which wait for each other at each check
 
 
 def build_parser(prog: str | None = None) -> ArgumentParser:

@@ -7,7 +7,7 @@
 
 Which FID it is depends on the network. The lab's marks are on the scale of its own Inception, which is trained on AFHQ
 (`fid/afhq_inception_v3.ckpt`). Papers outside the lab use the one that pytorch-fid has, which is trained on ImageNet;
-the numbers of the two can't be compared, and neither can those of other --dims. Compare distances of about the same
+the numbers of the two cannot be compared, and neither can those of other --dims. Compare distances of about the same
 numbers of images: fewer images give a larger FID, though not a larger KID. Smaller is better.
 
 Every image in the two folders and in their subfolders counts, except hidden ones (with a leading dot). The distances
@@ -50,7 +50,7 @@ def measure(
         With `kid`, "kid" holds its mean and std, the number of subsets and the size of each.
 
     Raises:
-        UserError: for broken images, damaged weights, or statistics that can't be compared.
+        UserError: for broken images, damaged weights, or statistics that cannot be compared.
     """
     for images in (real, generated):
         images.check_comparable(network)
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not args.gen_dir and not args.save_stats:
         parser.error("the following arguments are required: GEN_DIR (without it, --save_stats)")
     with exit_on_user_error():
-        # Both sides before the network: a mistyped second one shall not cost minutes.
+        # Both sides before the network: a mistyped second one should not cost minutes.
         sides = [open_image_set(path) for path in (args.gt_dir, args.gen_dir) if path]
         if args.network == "auto":
             args.network = next((images.network for images in sides if images.network), "auto")
