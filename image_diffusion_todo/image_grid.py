@@ -64,7 +64,7 @@ def main() -> None:
     if args.folder.resolve() in args.out.resolve().parents:
         parser.error(f"argument --out: {args.out} would lie among the images, and be measured with them")
     if args.out.suffix.lower() not in Image.registered_extensions():
-        parser.error(f"argument --out: {args.out} has no ending of a picture, such as .png")
+        parser.error(f"argument --out: {args.out} has no suffix of an image file, such as .png")
     with exit_on_user_error():
         sheet = contact_sheet(args.folder, args.count, args.per_row)
         with atomic_write(args.out) as file:

@@ -51,7 +51,7 @@ def is_litter(name: str) -> bool:
 def list_images(folder: str | os.PathLike) -> list[Path]:
     """The image files in `folder` and in all folders below it, sorted by path, without litter; links are followed.
 
-    A note tells how many files were left out because of their endings.
+    A note tells how many files are ignored because of their suffixes.
     """
     endings, found, others = image_endings(), [], Counter()
     visited = set(Path(folder).resolve().parents)  # where a link would lead in a circle
@@ -72,7 +72,7 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
                 others[ending or "without"] += 1
     if others:
         counts = ", ".join(f"{ending} ({count})" for ending, count in sorted(others.items()))
-        note(f"{folder}: {others.total()} files do not count, since their endings are of no image: {counts}")
+        note(f"{folder}: {others.total()} files are ignored, since their suffixes are not those of images: {counts}")
     return sorted(found)
 
 
