@@ -12,8 +12,13 @@
 # %%
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
+
+IN_NOTEBOOK = "ipykernel" in sys.modules
+if not IN_NOTEBOOK:
+    os.environ["MPLBACKEND"] = "Agg"  # write files, open no windows
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,10 +31,6 @@ from dataset import DATASETS, TwoDimDataClass, get_data_iterator
 from ddpm import BaseScheduler, DiffusionModule
 from network import SimpleNet
 from training import train
-
-IN_NOTEBOOK = "ipykernel" in sys.modules
-if not IN_NOTEBOOK:
-    plt.switch_backend("Agg")  # write files, open no windows
 
 
 def parse_arguments() -> argparse.Namespace:

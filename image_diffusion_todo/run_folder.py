@@ -4,9 +4,14 @@ import argparse
 import csv
 import io
 import json
+import os
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+if "ipykernel" not in sys.modules:  # a notebook exports its own backend to its programs, where it may be missing
+    os.environ["MPLBACKEND"] = "Agg"
 
 from matplotlib.figure import Figure
 

@@ -4,6 +4,7 @@ import asyncio
 import csv
 import io
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,9 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
+os.environ["MPLBACKEND"] = "Agg"  # a notebook exports its own backend, which may not be installed here
 
 import matplotlib.pyplot as plt
 import numpy as np

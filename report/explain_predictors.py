@@ -20,13 +20,13 @@ predictors: root mean squares over validation images, at 40 timesteps. They go t
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import common
 from cli import ArgumentParser, UserError, exit_on_user_error, int_range
+from common import plt
 from data_folder import check_has_data
 from dataset import AFHQDataModule
 from model import DiffusionModule

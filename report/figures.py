@@ -26,7 +26,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -34,7 +33,7 @@ from tqdm import tqdm
 import common
 import speed
 from cli import ArgumentParser, exit_on_user_error, int_range, one_line, select_device
-from common import FORMS, WIDTH, draw_strips, label_log_axis
+from common import FORMS, WIDTH, draw_strips, label_log_axis, plt
 from data_folder import check_writable
 from image_grid import contact_sheet, image_grid, trajectory_frames, trajectory_image
 from runs import Key, Run, best_of, choose_runs, find_runs, flags_of, read_distances

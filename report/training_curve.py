@@ -11,11 +11,9 @@ import asyncio
 import re
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-
 import common
 from cli import ArgumentParser, UserError, exit_on_user_error, int_range
-from common import measure, read_table, run_program
+from common import measure, plt, read_table, run_program
 from data_folder import check_has_data
 from image_grid import contact_sheet
 from samplers import METHODS
