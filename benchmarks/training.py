@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
+
+from progress import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "image_diffusion_todo"))
 

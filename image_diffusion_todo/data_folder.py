@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from tqdm import tqdm
 
 from cli import UserError
 from images import LITTER, center_square, fingerprint, is_litter, is_writable, list_images, read_image, resize, to_rgb
+from progress import tqdm
 
 SPLITS = {
     "train": ("train",),

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from cli import UserError
 from data_folder import SPLITS, atomic_dir, check_free, naming, split_dir
 from images import image_endings, is_litter
+from progress import tqdm
 
 AFHQ_URL = "https://www.dropbox.com/s/t9l9o3vsx2jai3z/afhq.zip?dl=1"
 AFHQ_COUNTS = {"train": 14_630, "val": 1_500}

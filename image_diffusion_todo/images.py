@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from atomic import atomic_write, is_partial
 from cli import UserError, one_line
+from progress import tqdm
 
 # What operating systems, file servers and archives leave in folders, in lower case.
 LITTER = {".directory", ".ds_store", "__macosx", "@eadir", "desktop.ini", "ehthumbs.db", "thumbs.db"}

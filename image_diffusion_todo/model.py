@@ -16,12 +16,12 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from checkpoint import build_network, read_checkpoint, write_checkpoint
 from cli import UserError
 from network import UNet
 from prediction import LOSS_WEIGHTS, PARAMETRIZATIONS, from_v, loss_weights, to_x0_and_eps
+from progress import tqdm
 from samplers import RandnLike, ddim, ddpm, dpm, sampling_timesteps
 from scheduler import PREDICTORS, DDPMScheduler, as_timesteps
 

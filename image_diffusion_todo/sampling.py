@@ -16,7 +16,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import speed
 from atomic import atomic_write, lock_folder
@@ -28,6 +27,7 @@ from distributed import Distributed
 from image_grid import image_grid, trajectory_frames, trajectory_image
 from lab_checkpoint import read_lab_checkpoint
 from model import DiffusionModule
+from progress import tqdm
 from sample_folder import SampleFolder
 from samplers import METHODS, ImageNoise, sampling_timesteps
 from scheduler import MODES, PREDICTORS, DDPMScheduler

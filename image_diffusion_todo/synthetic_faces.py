@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
-from tqdm import tqdm
 
 from data_folder import SPLITS, SYNTHETIC_MARK, atomic_dir, check_free, is_synthetic
 from images import list_images
+from progress import tqdm
 
 CANVAS = 256  # pixels; polygons are drawn without antialiasing, scaling down adds it
 Color = np.ndarray  # [3], 0..255

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import common
 from cli import ArgumentParser, UserError, exit_on_user_error, int_range
@@ -31,6 +30,7 @@ from data_folder import check_has_data
 from dataset import AFHQDataModule
 from model import DiffusionModule
 from prediction import loss_weights, to_x0_and_eps
+from progress import tqdm
 from scheduler import MODES, PREDICTORS, DDPMScheduler
 
 STYLES = {"noise": "-", "x0": "--", "mean": ":"}

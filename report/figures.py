@@ -28,7 +28,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import common
 import speed
@@ -36,6 +35,7 @@ from cli import ArgumentParser, exit_on_user_error, int_range, one_line, select_
 from common import FORMS, WIDTH, draw_strips, label_log_axis, plt
 from data_folder import check_writable
 from image_grid import contact_sheet, image_grid, trajectory_frames, trajectory_image
+from progress import tqdm
 from runs import Key, Run, best_of, choose_runs, find_runs, flags_of, read_distances
 from samplers import ImageNoise, half_log_snr
 from scheduler import MODES, PREDICTORS, DDPMScheduler

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 import common
 from cli import ArgumentParser, exit_on_user_error, int_range, select_device
@@ -24,6 +23,7 @@ from fid.image_sets import find_images
 from fid.inception import WIDTHS, PytorchFidInception
 from image_grid import image_grid
 from images import read_image, resize
+from progress import tqdm
 
 
 def read_images(folder: Path, size: int) -> torch.Tensor:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 import common
 from checkpoint import read_checkpoint
 from cli import UserError, one_line
 from images import list_images
 from prediction import LOSS_WEIGHTS, PARAMETRIZATIONS
+from progress import tqdm
 from sample_folder import SETTINGS_KEY
 from sampling import model_hash
 from scheduler import MODES, PREDICTORS

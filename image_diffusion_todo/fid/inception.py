@@ -21,10 +21,10 @@ from PIL import Image
 from pytorch_fid import inception as pytorch_fid
 from torch import nn
 from torchvision.models import inception_v3
-from tqdm import tqdm
 
 from cli import UserError
 from images import read_image
+from progress import tqdm
 
 WIDTHS = tuple(pytorch_fid.InceptionV3.BLOCK_INDEX_BY_DIM)  # 64, 192, 768, 2048
 STANDARD_WIDTH = 2048  # the last layer, whose distance is called FID
