@@ -13,13 +13,23 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """A context in which Ctrl-C and SIGTERM set `requested`. A second one ends the program at once."""
+    """A context in which signals that ask for the end of the program set `requested` instead.
+
+    They are Ctrl-C, SIGTERM, SIGHUP (a lost connection; left alone where `nohup` ignores it) and SIGUSR1 (a cluster's
+    warning before its time limit). A second Ctrl-C or SIGTERM ends the program at once.
+    """
 
     def __init__(self) -> None:
         self.requested = False
 
     def __enter__(self) -> "StopSignals":
-        self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
+        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows lacks the last two
+        self._previous = {
+            number: signal.signal(number, self._request)
+            for number in numbers
+            if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT
+        }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -28,9 +38,10 @@ class StopSignals:
 
     def _request(self, number: int, _: FrameType | None) -> None:
         self.requested = True
-        signal.signal(number, self._previous[number])
-        with suppress(OSError):  # not print, which may not be called while tqdm is in the middle of a write
-            os.write(2, b"\nstopping after this step; repeat to end at once\n")
+        if number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._previous[number])
+            with suppress(OSError):  # not print, which may not be called while tqdm is in the middle of a write
+                os.write(2, b"\nstopping after this step; repeat to end at once\n")
 
     def interruptible(self, steps: Iterator[Any]) -> Iterator[Any]:
         """The same steps, until a stop is requested; then it raises `Stopped`."""

@@ -5,7 +5,7 @@
 
 A run is written to results/predictor_{predictor}/beta_{mode}/{MM-DD-HHMMSS}/ (cfg_predictor_... with --use_cfg):
 config.json, stats.csv, loss.png, last.ckpt, and every --log_interval steps four samples step={N}-{i}.png and the
-trajectory of the first, step={N}-traj.png.
+trajectory of the first, step={N}-traj.png; with --keep_every also step={N}.ckpt.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from atomic import lock_folder
 from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range
@@ -25,15 +24,16 @@ from dataset import AFHQDataModule, is_synthetic
 from distributed import Distributed
 from network import LIMITS, PATCH_SIZES
 from prediction import LOSS_WEIGHTS, PARAMETRIZATIONS
+from progress import tqdm
 from run_folder import new_run_folder, read_config, save_config
-from scheduler import MODES, PREDICTORS
+from scheduler import MODES, PREDICTORS, DDPMScheduler
 from speed import AUTO_ON_OFF, PRECISIONS, uses_bf16
 from stopping import StopSignals
 from trainer import Trainer, build_network
 
 # With the same learning rate, device and --accumulate, a resumed run ends bit for bit like an uninterrupted one.
 MAY_CHANGE = {"train_num_steps", "learning_rate", "log_interval", "data_root", "device", "gpu"}
-MAY_CHANGE |= {"compile", "activation_checkpointing", "accumulate", "resume"}
+MAY_CHANGE |= {"compile", "activation_checkpointing", "accumulate", "keep_every", "clip_x0", "resume"}
 EXIT_INTERRUPTED = 130  # exit code after a requested stop, as shells have it after Ctrl-C
 STOP_CHECK_EVERY = 10  # steps, with several processes, which wait for each other at each check
 
@@ -59,6 +59,8 @@ def build_parser(prog: str | None = None) -> ArgumentParser:
     p = float_range(0, 1)
     add("--cfg_dropout", default=0.1, type=p, metavar="P", help="share of labels dropped, with --use_cfg")
     add("--sample_method", default="ddpm", choices=["ddpm"], help="sampler of the samples during training")
+    help = "clamp each predicted x_0 of the samples during training to [-1, 1]"
+    add("--clip_x0", default=True, action=argparse.BooleanOptionalAction, help=help)
 
     add = parser.add_argument_group("network").add_argument
     help = "side of the patches that are folded into channels: the network works at 1/P of the image size"
@@ -77,6 +79,7 @@ def build_parser(prog: str | None = None) -> ArgumentParser:
     add("--max_num_images_per_cat", default=3000, type=int_range(-1), metavar="N", help=help)
     size = int_range(1, LIMITS["image_resolution"])
     add("--image_resolution", default=64, type=size, metavar="N", help="height and width of the images")
+    add("--crop", action="store_true", help="take the centre square of each image instead of squeezing it")
     add("--skip_broken", action="store_true", help="skip and list images that cannot be decoded")
     add("--hflip", action="store_true", help="flip images left to right at random")
 
@@ -87,10 +90,12 @@ def build_parser(prog: str | None = None) -> ArgumentParser:
     add("--warmup_steps", default=200, type=int_range(0), metavar="N", help="steps of linear warm-up")
     add("--ema_decay", default=0.9999, type=p, metavar="D", help="decay of the averaged weights")
     add("--log_interval", default=2000, help="steps between checkpoints, with samples", **count)
+    help = "steps between checkpoints step={N}.ckpt of the averaged weights alone, which all stay; 0: none"
+    add("--keep_every", default=0, type=int_range(0), metavar="N", help=help)
     help = "seed of weights, data order and noise"
     add("--seed", default=63, type=int_range(0, 2**32 - 1), metavar="N", help=help)
     help = f"folder of a run to continue; these flags may change: {', '.join(sorted(MAY_CHANGE - {'resume'}))}"
-    add("--resume", type=Path, metavar="RUN_DIR", help=help)
+    add("--resume", type=run_folder, metavar="RUN_DIR", help=help)
 
     add = parser.add_argument_group("speed and memory").add_argument
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, mps; auto: a GPU if there is one")
@@ -102,6 +107,12 @@ def build_parser(prog: str | None = None) -> ArgumentParser:
     add("--accumulate", default=1, help="parts of a batch that are computed one by one, to save memory", **count)
     add("--activation_checkpointing", action="store_true", help="recompute activations, to save memory")
     return parser
+
+
+def run_folder(text: str) -> Path:
+    """An argparse type: the folder of a run, also by its last.ckpt."""
+    path = Path(text)
+    return path.parent if path.name == "last.ckpt" else path
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -125,14 +136,17 @@ def read_settings(run: Path) -> dict[str, object]:
     """The flags in a run's config.json, checked as on a command line; UserError if it has none."""
     config = read_config(run)
     parser = build_parser(f"{Path(sys.argv[0]).name}: {run / 'config.json'}")  # whose errors name the file
-    flags = []
-    for name in config.keys() & vars(parser.parse_args([])).keys() - {"resume"}:
-        if isinstance(config[name], list):
-            flags += [f"--{name}", *map(str, config[name])]
-        elif config[name] is not False:
-            flags.append(f"--{name}" if config[name] is True else f"--{name}={config[name]}")
-    if not flags:
+    flags, defaults = [], vars(parser.parse_args([]))
+    if config.keys().isdisjoint(defaults):
         parser.error("there are no settings in it")
+    for name, default in defaults.items():
+        value = config.get(name, default)
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif isinstance(value, bool):
+            flags += [f"--{name}"] if value else [f"--no-{name}"] if default else []
+        elif name != "resume":
+            flags.append(f"--{name}={value}")
     return vars(parser.parse_args(flags))
 
 
@@ -157,6 +171,7 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
         batch_size=args.batch_size,
         max_num_images_per_cat=args.max_num_images_per_cat,
         image_resolution=args.image_resolution,
+        crop=args.crop,
         skip_broken=args.skip_broken,
     )
     data.check_batch_size()
@@ -195,6 +210,7 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
         images = f"{dataset_info['num_images']} {'synthetic ' * dataset_info['synthetic_faces']}images"
         where = device if distributed.size == 1 else f"{distributed.size} devices"
         print(f"{folder}: {images}, {data.num_classes} class{'es' * (data.num_classes > 1)}, on {where}")
+        check_noise(trainer.model.var_scheduler)
 
     stopping = False
     bar = tqdm(desc="training", total=args.train_num_steps, initial=trainer.step, **distributed.tqdm_options)
@@ -207,6 +223,8 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
             if stopping or trainer.step == args.train_num_steps:
                 break
             trainer.train_step(*batches[trainer.step])
+            if args.keep_every and trainer.step % args.keep_every == 0:
+                trainer.save_averaged()
             bar.update()
             if trainer.stats:
                 bar.set_postfix(loss=trainer.stats[-1]["loss"], refresh=False)
@@ -221,6 +239,16 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
         print(f"finished at step {trainer.step}; sample with: {sample}")
     if stopping:
         sys.exit(EXIT_INTERRUPTED)  # so that `train.py && sampling.py` goes no further
+
+
+def check_noise(scheduler: DDPMScheduler) -> None:
+    """Print betas that fit the length of the chain if x_T is far from pure noise."""
+    T = scheduler.num_train_timesteps
+    signal = scheduler.alpha_bars[T - 1] ** 0.5
+    if signal > 0.05:
+        beta_1, beta_T = 0.1 / T, min(20 / T, 0.999)  # the defaults fit T = 1000
+        betas = f"--beta_1 {beta_1:.2g} --beta_T {beta_T:.3g}"
+        print(f"note: x_T keeps {signal:.0%} of the image; for {T} timesteps, use {betas}")
 
 
 def check_same_data(args: argparse.Namespace, dataset_info: dict[str, object]) -> None:

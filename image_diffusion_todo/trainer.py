@@ -211,7 +211,7 @@ class Trainer:
         indices = range(4)
         noise = ImageNoise(self.args.seed, indices, self.args.image_resolution, self.device)
         labels = torch.tensor([i % self.network.num_classes + 1 for i in indices]) if self.args.use_cfg else None
-        chain = self.ema.reverse_process(len(indices), labels, randn_like=noise)
+        chain = self.ema.reverse_process(len(indices), labels, clip_x0=self.args.clip_x0, randn_like=noise)
         frames = trajectory_frames(stop.interruptible(chain), self.args.num_diffusion_train_timesteps)
         for i, image in enumerate(tensor_to_pil_image(frames[-1])):
             with atomic_write(self.folder / f"step={self.step}-{i}.png") as file:
@@ -245,6 +245,13 @@ class Trainer:
         except ValueError as error:
             raise UserError(f"step {self.step}: {error}: training has failed. {self.resume_hint()}") from error
         write_stats(self.stats, self.args, self.folder)
+
+    def save_averaged(self) -> None:
+        """Write step={N}.ckpt, the averaged weights of this step alone."""
+        started = time.perf_counter()
+        if self.distributed.is_rank_zero:
+            write_checkpoint(self.ema.checkpoint(), self.folder / f"step={self.step}.ckpt")
+        self.row_started += time.perf_counter() - started  # does not count as training time
 
     def load(self) -> None:
         """Continue from the folder's last.ckpt; without one, from the start.

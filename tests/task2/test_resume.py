@@ -1,12 +1,17 @@
 """Nothing is lost: runs that are stopped, killed or out of disk space end exactly as they would have otherwise."""
 
 import csv
+import fcntl
 import json
 import os
+import pty
 import random
+import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import numpy as np
@@ -19,6 +24,7 @@ from checkpoint import read_checkpoint
 from conftest import SMALL_FLAGS
 from oracles import max_difference, only_run, refused
 from processes import PROGRAMS, Program
+from stopping import StopSignals
 
 RUN = [*SMALL_FLAGS, "--batch_size", 4, "--log_interval", 20, "--hflip", "--use_cfg", "--dropout", 0.2]
 RUN += ["--ema_decay", 0.99]
@@ -88,20 +94,62 @@ def send(number):
 @pytest.mark.parametrize("steps", [(1,), (20,), (49, 50, 51), (7, 13, 40, 69)])
 def test_stopped_and_resumed_is_bit_for_bit_the_same(program, undisturbed, faces, tmp_path, before_step, steps):
     flags = ["--data_root", faces, *RUN, "--train_num_steps", STEPS]
-    for i, step in enumerate(steps):
-        before_step(step, send([signal.SIGINT, signal.SIGTERM][i % 2]))
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+    for step, number in zip(steps, signals, strict=False):
+        before_step(step, send(number))
         run = program("train.py", *flags)
         assert run.returncode == 130 and run.stderr == "", run.stderr
         folder = only_run(tmp_path)
         assert f"step {step}" in run.stdout and f"--resume {folder.relative_to(tmp_path)}" in run.stdout
         assert step_of(folder) == step
-        flags = ["--resume", folder.relative_to(tmp_path)]
+        flags = ["--resume", folder.relative_to(tmp_path) / ("last.ckpt" if step == 7 else "")]
     before_step(0, None)
     run = program("train.py", *flags)
     assert run.returncode == 0, run.stderr
     assert end_of(folder) == undisturbed
     names = {path.name for path in folder.iterdir() if "step=" not in path.name}
     assert names == {"config.json", "last.ckpt", "loss.png", "stats.csv"}
+
+
+def test_a_lost_connection_stops_the_run_unless_nohup_ignores_it():
+    for handler, requested in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
+        before = signal.signal(signal.SIGHUP, handler)
+        try:
+            with StopSignals() as stop:
+                for _ in range(2):  # shell and terminal may both send it
+                    os.kill(os.getpid(), signal.SIGHUP)
+                assert stop.requested is requested
+            assert signal.getsignal(signal.SIGHUP) == handler
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_terminal_that_goes_away_costs_no_step(faces, tmp_path):
+    terminal, of_program = pty.openpty()
+    fcntl.ioctl(of_program, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # a bar needs room
+    command = [sys.executable, PROGRAMS / "train.py", "--data_root", faces, *RUN, "--train_num_steps", 10**5]
+    process = subprocess.Popen(
+        [*map(str, command)],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(of_program, termios.TIOCSCTTY, 0),
+        **dict.fromkeys(("stdin", "stdout", "stderr"), of_program),
+    )
+    os.close(of_program)
+    while process.poll() is None and not list(tmp_path.rglob("step=20-traj.png")):
+        os.read(terminal, 10**6)
+    os.close(terminal)
+    process.wait(60)
+    assert step_of(only_run(tmp_path)) > 20
 
 
 def test_samples_that_a_stop_interrupts_are_drawn_on_resuming(program, undisturbed, faces, tmp_path, monkeypatch):
@@ -297,6 +345,8 @@ def test_flags_that_contradict_the_run_are_named(program, half_a_run, flags, wor
         ({"hflip": 3}, "config.json: error: argument --hflip: "),
         ({"mode": None}, "config.json: error: argument --mode: "),
         ({"num_images": 14}, "num_images"),
+        ({"fingerprint": "0123456789abcdef"}, "fingerprint"),
+        ({"batch_size": False}, "config.json: error: "),
         ({"predictor": "x0"}, "last.ckpt"),
         ({"ch": 64}, "last.ckpt"),
         ("", "config.json"),
@@ -344,10 +394,23 @@ def test_runs_of_older_versions_are_resumed(program, half_a_run):
     checkpoint["training"]["random"][0]["python"] = random.getstate()
     torch.save(checkpoint, path)
     config = json.loads((half_a_run / "config.json").read_text())
-    del config["parametrization"], config["patch_size"]
+    for name in ("parametrization", "patch_size", "crop", "clip_x0", "keep_every", "fingerprint"):
+        del config[name]
     (half_a_run / "config.json").write_text(json.dumps(config))
     run = program("train.py", "--resume", half_a_run, "--train_num_steps", 5)
     assert run.returncode == 0, run.stderr
+
+
+def test_other_images_under_the_same_names_are_refused(program, faces, tmp_path):
+    root = shutil.copytree(faces, tmp_path / "faces" / "afhq")
+    assert program("train.py", "--data_root", root, *RUN, "--train_num_steps", 1).returncode == 0
+    resume = ["--resume", only_run(tmp_path), "--train_num_steps", 2]
+    shutil.copytree(root, tmp_path / "moved")
+    run = program("train.py", *resume, "--data_root", tmp_path / "moved")
+    assert run.returncode == 0, run.stderr
+    first, second, *_ = sorted((root / "train" / "cat").iterdir())
+    first.write_bytes(second.read_bytes())
+    assert refused(program("train.py", *resume, "--data_root", root), str(root))
 
 
 def test_a_lost_checkpoint_does_not_silently_start_the_run_anew(program, half_a_run):

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -136,7 +137,7 @@ def chain_by_hand(model, network, seed, indices, labels=None, scale=1.0):
     model.network = copy.deepcopy(network).eval()
     labels = None if labels is None else torch.tensor(labels)
     noise = ImageNoise(seed, indices, 8, torch.device("cpu"))
-    *_, x_0 = model.reverse_process(len(indices), labels, scale, randn_like=noise)
+    *_, x_0 = model.reverse_process(len(indices), labels, scale, clip_x0=True, randn_like=noise)
     return tensor_to_pil_image(x_0)
 
 
@@ -185,7 +186,7 @@ def test_sampling_program_takes_the_given_weights_classes_and_guidance(
     awake(trainer.ema.network)
     trainer.save()
     base = ["--ckpt_path", "last.ckpt", "--save_dir", "out", "--num_samples", 5, "--batch_size", 4, "--seed", 4]
-    run = program("sampling.py", *base, "--precision", "fp32", "--no-clip_x0", *flags)
+    run = program("sampling.py", *base, "--precision", "fp32", *flags)
     assert run.returncode == 0, run.stderr
     network, expected = trainer.network if "last" in flags else trainer.ema.network, []
     for indices in (range(4), range(4, 5)):
@@ -270,6 +271,46 @@ def test_the_seed_decides_losses_and_weights_and_a_limit_the_number_of_images(pr
     (loss, weights), (same_loss, same_weights), (other_loss, _) = ends
     assert loss == same_loss != other_loss
     assert torch.equal(weights, same_weights)
+
+
+def test_kept_checkpoints_hold_the_averaged_weights_of_their_step(program, faces, tmp_path):
+    flags = ["--data_root", faces, *SMALL_FLAGS, "--batch_size", 4, "--keep_every", 2]
+    run = program("train.py", *flags, "--train_num_steps", 4)
+    assert run.returncode == 0, run.stderr
+    folder = only_run(tmp_path)
+    last, kept = read_checkpoint(folder / "last.ckpt"), read_checkpoint(folder / "step=4.ckpt")
+    assert {path.name for path in folder.glob("*.ckpt")} == {"last.ckpt", "step=2.ckpt", "step=4.ckpt"}
+    assert kept.keys() == last.keys() - {"training"}
+    assert torch.equal(flat(kept["state_dict"].values()), flat(last["state_dict"].values()))
+    run = program("train.py", "--resume", folder, "--train_num_steps", 6, "--keep_every", 3)
+    assert run.returncode == 0 and (folder / "step=6.ckpt").exists(), run.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "fits"),
+    [
+        (["--mode", "linear"], False),
+        (["--mode", "quad"], False),
+        (["--mode", "quad", "--beta_1", 0.0083, "--beta_T", 0.999], True),
+        (["--mode", "cosine"], True),
+    ],
+)
+def test_a_schedule_that_leaves_much_signal_in_x_T_is_told_the_betas_that_fit(program, faces, flags, fits):
+    run = program("train.py", "--data_root", faces, *SMALL_FLAGS, "--batch_size", 4, *flags)
+    assert run.returncode == 0, run.stderr
+    assert ("--beta_1 0.0083 --beta_T 0.999" in run.stdout) is not fits
+
+
+def test_crop_and_clip_x0_reach_data_and_samples(program, faces, tmp_path):
+    ends = []
+    for flags in ([], ["--crop", "--no-clip_x0"]):
+        run = program("train.py", "--data_root", faces, *SMALL_FLAGS, "--batch_size", 4, *flags)
+        assert run.returncode == 0, run.stderr
+        config = json.loads((only_run(tmp_path) / "config.json").read_text())
+        ends.append((config["fingerprint"], (only_run(tmp_path) / "step=0-0.png").read_bytes()))
+        assert program("train.py", "--resume", only_run(tmp_path)).returncode == 0
+        (tmp_path / "results").rename(tmp_path / str(len(ends)))
+    assert all(one != other for one, other in zip(*ends, strict=True))
 
 
 def test_two_runs_of_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
