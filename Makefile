@@ -4,13 +4,18 @@ PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 
-.PHONY: help demo bench report submission test test-all lint format clean
+.PHONY: help demo cats bench report submission test test-all lint format clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed  ## both tasks in small: the Swiss roll, then synthetic animal faces (minutes)
 	$(PY) report/demo.py
+
+cats: $(VENV)/.installed  ## sample 16 cats of 64x64 with the model that comes with the project (a minute)
+	cd image_diffusion_todo && $(abspath $(PY)) sampling.py --ckpt_path ../report/models/cats64.ckpt --save_dir samples/cats64 \
+		--num_samples 16 --sample_method ddim --num_inference_steps 20
+	cd image_diffusion_todo && $(abspath $(PY)) image_grid.py samples/cats64 --out samples/cats64.png --per_row 4
 
 bench: $(VENV)/.installed  ## benchmark training and FID in small (minutes)
 	$(PY) benchmarks/training.py

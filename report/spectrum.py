@@ -1,0 +1,47 @@
+"""The mean power spectrum of a folder of images, by spatial frequency: a check of samples that needs no Inception.
+
+    python report/spectrum.py image_diffusion_todo/data/cats/eval --out report/tables/cats64_spectrum.csv
+
+The power of the grey images is averaged over all frequencies (u, v) of the same rounded length. Natural
+images have little power in fine detail, noise has equal power everywhere.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+import common
+from cli import ArgumentParser, UserError, exit_on_user_error, writable_file
+from images import list_images, read_image
+
+
+def log_spectrum(images: np.ndarray) -> np.ndarray:
+    """log10 of the mean power at frequencies 1 .. H/2 - 1, in cycles per image, of grey images [N, H, H] in 0..255."""
+    size = images.shape[1]
+    power = np.square(np.abs(np.fft.fft2(images / 255.0))).mean(axis=0) / size**2  # [H, H]
+    frequency = np.fft.fftfreq(size, 1 / size)
+    radius = np.hypot(*np.meshgrid(frequency, frequency)).round()
+    return np.log10([power[radius == r].mean() for r in range(1, size // 2)])
+
+
+def read_grey(folder: Path) -> np.ndarray:
+    """All images below a folder, grey [N, H, H]; UserError if they are not square and of one size."""
+    images = [np.asarray(read_image(path).convert("L")) for path in list_images(folder)]
+    if {image.shape for image in images} != {(len(images[0]),) * 2}:
+        raise UserError(f"{folder}: its images are not square, or not of one size")
+    return np.stack(images)
+
+
+def main() -> None:
+    """The program."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="images of one size")
+    parser.add_argument("--out", type=writable_file, required=True, metavar="FILE", help="the table")
+    args = parser.parse_args()
+    with exit_on_user_error():
+        values = log_spectrum(read_grey(args.folder))
+        common.write(args.out, [{"frequency": r, "log10_power": f"{v:.4f}"} for r, v in enumerate(values, start=1)])
+
+
+if __name__ == "__main__":
+    main()
