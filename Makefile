@@ -25,7 +25,9 @@ report: $(VENV)/.installed-dev  ## build report/report.pdf and the READMEs' tabl
 	$(PY) report/build.py --author "$(AUTHOR)"
 	$(PY) report/doc_tables.py
 
-submission: report  ## make the zip to hand in: make submission ID=412551014 AUTHOR="..."
+submission: $(VENV)/.installed-dev  ## make the zip to hand in: make submission ID=412551014 AUTHOR="..."
+	@test -n "$(ID)" || { echo 'make submission: the ID is missing: make submission ID=412551014 AUTHOR="..."' >&2; exit 2; }
+	$(MAKE) report
 	$(PY) report/submission.py --id "$(ID)"
 
 test: $(VENV)/.installed-dev  ## run the tests
