@@ -55,7 +55,7 @@ def main() -> None:
         times = longer / seconds
         print(f"| {resolution}x{resolution} | {batch_size} | {kept:.2f} | {recomputed:.2f} | {times:.2f} |", flush=True)
         row = {"image_resolution": resolution, "batch_size": batch_size, "ch": args.ch}
-        rows.append(row | {"kept_gib": kept, "twice_gib": recomputed, "times_as_long": times})
+        rows.append(row | {"kept_gib": kept, "recomputed_gib": recomputed, "slowdown": times})
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
 
