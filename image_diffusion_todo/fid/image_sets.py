@@ -1,6 +1,7 @@
 """What is compared: the images in a folder, or the statistics of images in an `.npz` file."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ CACHE_FORMAT = 3  # to be counted up when what is cached, or what it means, chan
 
 
 @dataclass(kw_only=True)
-class ImageSet:
+class ImageSet(ABC):
     """What is known of the images; a file of another program holds their statistics only."""
 
     path: Path
@@ -29,14 +30,14 @@ class ImageSet:
     synthetic: bool = False  # drawn by synthetic_faces.py
     network: str | None = None  # to which measuring is bound
 
-    def check_comparable(self, network: FeatureNetwork) -> None:
+    def check_comparable(self, network: FeatureNetwork) -> None:  # noqa: B027 (images fit every network)
         """Raise a UserError if this was measured with another network."""
 
+    @abstractmethod
     def measure(
         self, network: FeatureNetwork, batch_size: int = 50, cache: bool = False
     ) -> tuple[Gaussian, np.ndarray | None]:
         """The Gaussian of the features, and the features [N, D] if there are any."""
-        raise NotImplementedError
 
 
 @dataclass(kw_only=True)

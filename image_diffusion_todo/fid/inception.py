@@ -9,6 +9,7 @@
 import hashlib
 import socket
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
@@ -32,7 +33,7 @@ NETWORKS = ("auto", "lab", "pytorch-fid")
 LAB_WEIGHTS = Path(__file__).resolve().with_name("afhq_inception_v3.ckpt")
 
 
-class FeatureNetwork:
+class FeatureNetwork(ABC):
     """A network that is ready to measure, with what identifies it."""
 
     name: str  # of `--network`
@@ -48,9 +49,9 @@ class FeatureNetwork:
         """The pixels of an image file, uint8 [3, H, W]."""
         return to_tensor(read_image(file))
 
+    @abstractmethod
     def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         """Images as `read` gives them -> features [B, dims]."""
-        raise NotImplementedError
 
 
 class LabInception(FeatureNetwork):
