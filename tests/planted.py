@@ -164,6 +164,11 @@ plant("sum", "get_loss_x0", "((x0_pred - x0) ** 2).mean()", "((x0_pred - x0) ** 
 plant("not-squared", "get_loss_x0", "((x0_pred - x0) ** 2)", "(x0_pred - x0).abs()")
 plant("not-squared", "get_loss_noise", "F.mse_loss", "F.l1_loss")
 plant("clean-input", "compute_loss", "self.network(xt, t)", "self.network(x0, t)")
+plant("unpaired-noise", "compute_loss", "q_sample(x0, t, noise)", "q_sample(x0, t)")
+plant("unpaired-noise", "compute_loss", "mse_loss(eps_pred, noise)", "mse_loss(eps_pred, torch.randn_like(x0))")
+plant("unpaired-noise", "get_loss_noise", "), noise)", "), torch.randn_like(x0))")
+eq_11 = "true_mean = (x_t - b / (1 - ab).sqrt() * torch.randn_like(x0)) / a.sqrt()"
+plant("loss-unpaired-noise", "get_loss_mean", "true_mean = ", f"{eq_11}; unused = ")
 plant("t-from-1", "compute_loss", "randint(0, T", "randint(1, T")
 plant("t-from-1", "compute_loss", "randint(0, T", "randint(1, T + 1")
 plant("t-too-narrow", "compute_loss", "randint(0, T", "randint(0, T // 2")

@@ -133,8 +133,14 @@ def ddim_step(t, prev, x, eps, z, eta, before=1.0, variance=None, direction=None
     return bar_prev**0.5 * x0 + towards * eps + root(sigma2) * z
 
 
-def loss(predictor, t, x, x0, eps, out, mean=mean_eq_7, target=None, reduce=lambda d: np.mean(d**2), **_):
-    """The mean of (out - target)^2 over a batch with timesteps t [B] and x_t = x [B, ...]."""
+def loss(
+    predictor, t, x, x0, eps, out, others, mean=mean_eq_7, target=None, reduce=lambda d: np.mean(d**2), other=None, **_
+):
+    """The mean of (out - target)^2 over a batch with timesteps t [B] and x_t = x [B, ...].
+
+    `eps` is the noise in x_t; `other` takes one of the `others` for the target.
+    """
+    eps = eps if other is None else others[other]
     if target is None:
         target = {"noise": lambda q, x, x0, eps: eps, "x0": lambda q, x, x0, eps: x0}.get(
             predictor, lambda q, x, x0, eps: mean(q, x, x0)

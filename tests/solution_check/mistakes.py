@@ -288,6 +288,10 @@ norms = [lambda d: np.mean(np.abs(d)), lambda d: np.mean(d**2) ** 0.5, lambda d:
 norms += [lambda d: np.mean(np.where(np.abs(d) < 1, d**2 / 2, np.abs(d) - 0.5))]
 squares("not-squared", "another norm than the square (absolute, Huber, a root)", *[{"reduce": n} for n in norms])
 group(EQ_14, *LOSSES)("clean-input", "the network gets x_0, not x_t", signal=lambda q: 1.0, noise=lambda q: 0.0)
+unpaired = "x_t and the target have different noise, since the noise is drawn twice or not passed on"
+group(EQ_14, "compute_loss", "get_loss_noise")("unpaired-noise", unpaired, {"other": 0}, {"other": 1})
+of_other = [{"target": lambda q, x, x0, eps: mean_eq_11(q, x, eps), "other": other} for other in (0, 1)]
+group(EQ_11, "get_loss_mean")("loss-unpaired-noise", unpaired, *of_other)
 draws = group(ALGORITHM_1, *LOSSES)
 draws("t-from-1", "t is drawn from 1 on, so t = 0 is never trained", {"span": (0, 1)}, {"span": (0, 2)})
 draws("t-too-narrow", "t does not reach T - 1", {"span": (1, 0)}, {"span": (0, 0)})

@@ -117,14 +117,15 @@ class Draws(TorchFunctionMode):
     noise met other tensors before it was moved, which fails on a GPU.
 
     Args:
-        z: what a Gaussian draw of this shape gives, in units of its standard deviation; others stay random.
+        z: what Gaussian draws of this shape give, in units of their standard deviation; others stay random.
+        more_z: what the second, third, ... of these draws in a `with` block give; those behind stay random.
         uniform: likewise for a uniform draw.
         integers: what a draw of as many integers gives (timesteps).
     """
 
-    def __init__(self, z=None, uniform=None, integers=None):
+    def __init__(self, z=None, uniform=None, integers=None, more_z=None):
         super().__init__()
-        self.z, self.uniform, self.integers = z, uniform, integers
+        self.z, self.uniform, self.integers, self.more_z = z, uniform, integers, more_z
         self.shapes: set[tuple[int, ...]] = set()  # of Gaussian draws
         self.on_cpu: dict[int, torch.Tensor] = {}  # by id
         self.clashed = False
@@ -148,13 +149,22 @@ class Draws(TorchFunctionMode):
             return drawn.copy_(self.uniform)
         if function in NORMAL:
             self.shapes.add(tuple(drawn.shape))
-            if self.z is not None and drawn.shape == self.z.shape:
+            if (z := self._next(drawn.shape)) is not None:
                 if function in (torch.randn, torch.randn_like):
-                    return drawn.copy_(self.z)
+                    return drawn.copy_(z)
                 mean, std = [*args[function is torch.Tensor.normal_ :], *[None] * 2][:2]
                 mean, std = kwargs.get("mean", 0.0 if mean is None else mean), kwargs.get("std", std)
-                return drawn.copy_(mean + (1.0 if std is None else std) * self.z)
+                return drawn.copy_(mean + (1.0 if std is None else std) * z)
         return drawn
+
+    def _next(self, shape):
+        """What the next Gaussian draw of this shape gives, None where it stays random."""
+        if self.z is None or tuple(shape) != tuple(self.z.shape):
+            return None
+        if self.more_z is None:
+            return self.z
+        self.count += 1
+        return [self.z, *self.more_z, *[None] * self.count][self.count - 1]
 
     def _watch(self, function, result, values, device):
         tensors = [value for value in values if isinstance(value, torch.Tensor)]
@@ -169,6 +179,7 @@ class Draws(TorchFunctionMode):
                 self.on_cpu[id(result)] = result
 
     def __enter__(self):
+        self.count = 0  # of the draws of z's shape, where there is more_z
         names = "randn", "normal", "standard_normal", "choice", "randint"
         self._numpy = {name: getattr(np.random, name) for name in names}
         for name, original in self._numpy.items():
@@ -186,10 +197,10 @@ class Draws(TorchFunctionMode):
             if self.integers is None or np.size(drawn) != len(self.integers):
                 return drawn
             return self.integers.numpy().reshape(np.shape(drawn))
-        if self.z is None or np.shape(drawn) != tuple(self.z.shape):
+        if (z := self._next(np.shape(drawn))) is None:
             return drawn
         loc, scale = [*args[:2], *[0.0, 1.0][len(args) :]] if name == "normal" else (0.0, 1.0)
-        return kwargs.get("loc", loc) + kwargs.get("scale", scale) * self.z.numpy().astype(np.float64)
+        return kwargs.get("loc", loc) + kwargs.get("scale", scale) * z.numpy().astype(np.float64)
 
 
 def _off_gpu(value: Any) -> Any:
