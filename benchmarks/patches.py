@@ -59,8 +59,8 @@ def times(name: str, resolution: int, turns: int) -> dict[int, tuple[float, floa
     steps: dict[int, tuple[Callable[[], object], Callable[[], object]]] = {}
     for patch_size in PATCH_SIZES:
         network = UNet(**options, image_resolution=resolution, patch_size=patch_size)
-        model = DiffusionModule(network, DDPMScheduler(1000), bf16=speed.uses_bf16("auto", CPU))
-        speed.place_network(model, CPU, model.bf16)
+        model = DiffusionModule(network, DDPMScheduler(1000), precision=speed.select_precision("auto", CPU))
+        speed.place_network(model, CPU, model.precision)
         adam = speed.adam(list(network.parameters()), 2e-4, CPU)
 
         def train(model: DiffusionModule = model, adam: torch.optim.Adam = adam) -> None:

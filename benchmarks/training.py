@@ -81,9 +81,9 @@ class Loop:
         self.optimisations, self.args, self.device = optimisations, args, device
         torch.manual_seed(args.seed)
         self.model = build_model(args, data.num_classes).to(device)
-        self.model.bf16 = "bf16" in optimisations
+        self.model.precision = "bf16" if "bf16" in optimisations else "fp32"
         if "channels last" in optimisations:
-            speed.place_network(self.model.network, device, self.model.bf16)
+            speed.place_network(self.model.network, device, self.model.precision)
         self.weights = list(self.model.network.parameters())
         self.averages = [weight.detach().clone() for weight in self.weights]
         if "fused Adam" in optimisations:
@@ -126,7 +126,7 @@ def available_optimisations(args: argparse.Namespace, device: torch.device) -> l
     """The optimisations that have an effect on this device."""
     available = {
         "TF32": device.type == "cuda",
-        "bf16": speed.uses_bf16("auto", device),
+        "bf16": speed.select_precision("auto", device) == "bf16",
         "compiled": speed.should_compile(args.compile, device, 10**6),
     }
     return [name for name in OPTIMISATIONS if available.get(name, True)]

@@ -1,12 +1,16 @@
 """Several processes, one per device, started by `torchrun --nproc_per_node N`; a single process is the case N = 1."""
 
 import os
+import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cli import select_device
 
@@ -76,6 +80,20 @@ class Distributed:
         if outcome[1]:
             raise SystemExit(2)
         return outcome[0]
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network with the weights of rank 0, whose backward pass averages the gradients of all processes."""
+        if self.size == 1:
+            return network
+        # A flag below has a new name in PyTorch 2.14; the strides of 1x1 kernels are arbitrary.
+        for harmless in ("`broadcast_buffers` is deprecated", "Grad strides do not match bucket view strides"):
+            warnings.filterwarnings("ignore", harmless)
+        # The only buffer, of the time embedding, is constant.
+        return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def grad_sync(self, wrapped: nn.Module, last_part: bool) -> AbstractContextManager:
+        """The context of a backward pass; only that of a batch's last part averages the gradients."""
+        return nullcontext() if last_part or self.size == 1 else wrapped.no_sync()
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, by rank."""

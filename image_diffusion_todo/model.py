@@ -11,12 +11,12 @@ Shapes: images and noise [B, 3, H, W], images in [-1, 1]; t [B]; class_label [B]
 
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import speed
 from checkpoint import build_network, read_checkpoint, write_checkpoint
 from cli import UserError
 from network import UNet
@@ -33,7 +33,7 @@ class DiffusionModule(nn.Module):
         network: called as network(x_t, t), with labels as network(x_t, t, class_label). None before `load`.
         var_scheduler: the schedule; None before `load`.
         predictor: "noise", "x0" or "mean".
-        bf16: run the network in bfloat16, except its last layer; everything else stays float32.
+        precision: "fp32", "bf16" or "fp16" of the network without its last layer; everything else stays float32.
         parametrization: "direct": the network outputs the prediction; "preconditioned": v (see `prediction.py`).
         loss_weight: weighting of the timesteps in the loss, see `prediction.loss_weights`.
 
@@ -49,13 +49,14 @@ class DiffusionModule(nn.Module):
         network: nn.Module | None,
         var_scheduler: DDPMScheduler | None,
         predictor: str = "noise",
-        bf16: bool = False,
+        precision: str = "fp32",
         parametrization: str = "direct",
         loss_weight: str = "none",
     ):
         super().__init__()
         for name, value, known in [
             ("predictor", predictor, PREDICTORS),
+            ("precision", precision, ("fp32", "bf16", "fp16")),
             ("parametrization", parametrization, PARAMETRIZATIONS),
             ("loss weight", loss_weight, LOSS_WEIGHTS),
         ]:
@@ -64,7 +65,7 @@ class DiffusionModule(nn.Module):
         self.network = network
         self.var_scheduler = var_scheduler
         self.predictor = predictor
-        self.bf16 = bf16
+        self.precision = precision
         self.parametrization = parametrization
         self.loss_weight = loss_weight
         self.classes: list[str] | None = None
@@ -133,7 +134,7 @@ class DiffusionModule(nn.Module):
         """The predicted noise, x_0 or mean for noisy images."""
         t = as_timesteps(t, x_t.device).expand(len(x_t))
         labels = () if class_label is None else (class_label,)
-        with torch.autocast(x_t.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+        with speed.autocast(self.precision, x_t.device):
             output = self.network(x_t, t, *labels)
         if not torch.is_grad_enabled():
             output = output.clone()  # a CUDA graph overwrites its output at the next call, and samplers keep some

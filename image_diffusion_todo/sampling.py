@@ -13,6 +13,7 @@ import json
 import unicodedata
 from collections import deque
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -67,7 +68,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch_size", type=int_range(1), default=64, metavar="N", help="images at a time")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or mps")
     add("--gpu", type=int_range(0), default=0, metavar="I", help="index of the GPU")
-    add("--precision", choices=speed.PRECISIONS, default="auto", help="of the network; auto: bf16 where it is fast")
+    precision = "of the network; auto: bf16 or fp16 where it is fast"
+    add("--precision", choices=speed.PRECISIONS, default="auto", help=precision)
     add("--compile", choices=speed.AUTO_ON_OFF, default="auto", help="fuse operations; auto: on GPUs, when it pays")
     args = parser.parse_args(argv)
     if not args.use_cfg and args.cfg_scale != parser.get_default("cfg_scale"):
@@ -127,7 +129,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
     device = processes.device(args.device, args.gpu)
     check_writable(args.save_dir)
     ddpm = load_model(args)
-    ddpm.bf16 = speed.uses_bf16(args.precision, device)
+    ddpm.precision = speed.select_precision(args.precision, device)
     try:
         timesteps = sampling_timesteps(ddpm.var_scheduler, args.sample_method, args.num_inference_steps, args.eta)
     except ValueError as error:
@@ -146,7 +148,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
         "classes": list(labels) if args.classes else None,
         "clip_x0": args.clip_x0 or None,
         "device": device.type,  # each kind draws other noise
-        "precision": "bf16" if ddpm.bf16 else "fp32",
+        "precision": ddpm.precision,
     }
     processes.connect(device)
     cleanup.callback(processes.close)
@@ -166,18 +168,17 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
     if chains and processes.is_rank_zero:  # a batch of their own, so that only it keeps frames
         batches.insert(0, chains)
 
-    speed.place_network(ddpm, device, ddpm.bf16)
+    speed.place_network(ddpm, device, ddpm.precision)
     compiles = speed.should_compile(args.compile, device, len(batches) * len(timesteps))
+    switch = args.compile if compiles else "off"
     if compiles:
         speed.compile_network(ddpm.network)
 
-    for batch in tqdm(batches, desc="batches", **processes.tqdm_options):
-        # A compiled network takes one batch size: fill up, and drop the surplus.
-        indices = batch + batch[-1:] * (args.batch_size - len(batch)) if compiles else batch
-        names = [list(labels)[i % len(labels)] for i in indices] if labels else [None] * len(indices)
+    def run_chains(indices: list[int], class_label: torch.Tensor | None, keep_frames: bool) -> torch.Tensor:
+        """Frames [F, B, 3, H, W] of reverse chains, or the images alone, [1, B, 3, H, W]."""
         chain = ddpm.reverse_process(
             len(indices),
-            torch.tensor([labels[name] for name in names]) if labels else None,
+            class_label,
             args.cfg_scale if args.use_cfg else 1.0,
             args.sample_method,
             timesteps,
@@ -186,13 +187,19 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
             randn_like=ImageNoise(args.seed, indices, ddpm.image_resolution, device),
             progress=processes.is_rank_zero,
         )
+        if keep_frames:
+            return trajectory_frames(chain, len(timesteps), GIF_FRAMES)
+        return torch.stack([*deque(chain, maxlen=1)])
+
+    for batch in tqdm(batches, desc="batches", **processes.tqdm_options):
+        # A compiled network takes one batch size: fill up, and drop the surplus.
+        indices = batch + batch[-1:] * (args.batch_size - len(batch)) if compiles else batch
+        names = [list(labels)[i % len(labels)] for i in indices] if labels else [None] * len(indices)
+        class_label = torch.tensor([labels[name] for name in names]) if labels else None
+        frames = speed.call_compiled(partial(run_chains, indices, class_label, batch == chains), switch)
         if batch == chains:
-            frames = trajectory_frames(chain, len(timesteps), GIF_FRAMES)[:, : len(chains)]
-            save_chains(frames, args)
-            x_0 = frames[-1]
-        else:
-            x_0 = deque(chain, maxlen=1).pop()
-        for i, image, name in zip(batch, tensor_to_pil_image(x_0), names, strict=False):
+            save_chains(frames[:, : len(chains)], args)
+        for i, image, name in zip(batch, tensor_to_pil_image(frames[-1]), names, strict=False):
             if batch != chains or i in missing:
                 folder.save(i, image, name)
     processes.barrier()

@@ -2,50 +2,99 @@
 
 import importlib.util
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-PRECISIONS = ("auto", "bf16", "fp32")
+from cli import UserError, one_line
+
+T = TypeVar("T")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 AUTO_ON_OFF = ("auto", "on", "off")
 
 
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether convolutions and matrix products run in bfloat16; "auto": where the hardware supports it."""
-    if precision != "auto":
-        return precision == "bf16"
+def select_precision(name: str, device: torch.device) -> str:
+    """Precision of convolutions and matrix products: "bf16", "fp16" or "fp32"; "auto": the first that is fast there."""
+    if name != "auto":
+        return name
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+        return "fp16" if torch.cuda.get_device_capability(device) >= (7, 0) else "fp32"  # since Volta
     # CPUs without such units emulate bfloat16, twenty times slower.
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return device.type == "cpu" and any(check is not None and check() for check in checks)
+    return "bf16" if device.type == "cpu" and any(check is not None and check() for check in checks) else "fp32"
 
 
-def place_network(network: nn.Module, device: torch.device, bf16: bool = False) -> nn.Module:
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """The context in which the network is called."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def place_network(network: nn.Module, device: torch.device, precision: str = "fp32") -> nn.Module:
     """Move the network to a device, in channels-last memory format, and allow TF32 products on NVIDIA GPUs.
 
-    On a CPU in bfloat16 the memory format stays contiguous: `nn.GroupNorm` is several times slower there in
+    On a CPU in half precision the memory format stays contiguous: `nn.GroupNorm` is several times slower there in
     channels-last, which costs more than the convolutions of a narrow network gain.
     """
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    contiguous = device.type == "cpu" and bf16
+    contiguous = device.type == "cpu" and precision != "fp32"
     return network.to(device, memory_format=torch.contiguous_format if contiguous else torch.channels_last)
 
 
 def should_compile(switch: str, device: torch.device, num_calls: int) -> bool:
-    """Whether to compile; "auto": on GPUs, if there are enough calls of the network to make up for it."""
+    """Whether to compile; "auto": on GPUs, if there are enough calls of the network to make up for it.
+
+    Raises:
+        UserError: for "on" without a compiler.
+    """
+    has_compiler = any(map(shutil.which, ("cc", "gcc", "clang", "c++", "g++", "clang++")))
+    if device.type == "cuda":
+        has_compiler &= importlib.util.find_spec("triton") is not None
     if switch != "auto":
+        if switch == "on" and not has_compiler:
+            raise UserError("argument --compile: there is no C compiler (or, for a GPU, no Triton) on this machine")
         return switch == "on"
     if device.type != "cuda" or num_calls < 2000 or torch.cuda.get_device_capability(device) < (7, 0):
         return False  # Triton needs at least Volta
-    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
+    return has_compiler
 
 
 def compile_network(network: nn.Module, cuda_graph: bool = True) -> nn.Module:
     """Compile the network in place, on a GPU to one CUDA graph unless told otherwise. The first call takes minutes."""
     network.compile(mode="reduce-overhead" if cuda_graph else "default", dynamic=False)
     return network
+
+
+def call_compiled(call: Callable[[], T], switch: str) -> T:
+    """Call a function that runs compiled networks. If only compilation fails, repeat and go on without it.
+
+    Args:
+        call: the function; it may be called twice.
+        switch: "auto"; "on", which makes a failure of compilation an error; "off" if nothing is compiled.
+
+    Raises:
+        UserError: for "on", if compilation fails.
+    """
+    if switch == "off":
+        return call()
+    try:
+        return call()
+    except Exception as error:
+        with torch.compiler.set_stance("force_eager"):
+            result = call()  # raises again what is not the compiler's fault
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error) else repr(error)
+        if switch == "on":
+            raise UserError(f"argument --compile: compilation failed ({reason})") from error
+        torch.compiler.set_stance("force_eager")
+        print(f"continuing without compilation, which failed ({one_line(reason)})")
+        return result
 
 
 def adam(parameters: list[nn.Parameter], lr: float, device: torch.device) -> torch.optim.Adam:

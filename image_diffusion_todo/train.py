@@ -27,7 +27,7 @@ from prediction import LOSS_WEIGHTS, PARAMETRIZATIONS
 from progress import tqdm
 from run_folder import new_run_folder, read_config, save_config
 from scheduler import MODES, PREDICTORS, DDPMScheduler
-from speed import AUTO_ON_OFF, PRECISIONS, uses_bf16
+from speed import AUTO_ON_OFF, PRECISIONS, select_precision, should_compile
 from stopping import StopSignals
 from trainer import Trainer, build_network
 
@@ -100,7 +100,7 @@ def build_parser(prog: str | None = None) -> ArgumentParser:
     add = parser.add_argument_group("speed and memory").add_argument
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, mps; auto: a GPU if there is one")
     add("--gpu", default=0, type=int_range(0), metavar="I", help="index of the GPU")
-    help = "precision of the network; auto: bf16 where the hardware supports it"
+    help = "precision of the network; auto: bf16 or, on older GPUs, fp16 where it is fast"
     add("--precision", default="auto", choices=PRECISIONS, help=help)
     help = "torch.compile; auto: on GPUs, for long runs"
     add("--compile", default="auto", choices=AUTO_ON_OFF, help=help)
@@ -159,7 +159,8 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
     """
     distributed = Distributed()
     device = distributed.device(args.device, args.gpu)
-    args.precision = "bf16" if uses_bf16(args.precision, device) else "fp32"  # the same when resumed elsewhere
+    args.precision = select_precision(args.precision, device)  # the same when resumed elsewhere
+    should_compile(args.compile, device, args.train_num_steps)  # or an error, before there is a folder
     if args.batch_size % (distributed.size * args.accumulate):
         parts = f"{distributed.size} processes of --accumulate {args.accumulate} parts"
         raise UserError(f"argument --batch_size: {args.batch_size} cannot be divided among {parts}")

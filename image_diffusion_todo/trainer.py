@@ -9,13 +9,11 @@ import copy
 import math
 import shlex
 import time
-import warnings
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import speed
@@ -93,26 +91,24 @@ class Trainer:
         self.args, self.device, self.folder = args, device, folder
         self.distributed = distributed or Distributed()
         self.model = build_model(args, num_classes)
-        self.model.bf16 = speed.uses_bf16(args.precision, device)
-        speed.place_network(self.model, device, self.model.bf16)
+        self.model.precision = speed.select_precision(args.precision, device)
+        speed.place_network(self.model, device, self.model.precision)
         self.network = self.model.network
         self.network.activation_checkpointing = args.activation_checkpointing
         self.weights = list(self.network.parameters())
-        network = self.network
-        if self.distributed.size > 1:
-            # A flag below has a new name in PyTorch 2.14; the strides of 1x1 kernels are arbitrary.
-            for harmless in ("`broadcast_buffers` is deprecated", "Grad strides do not match bucket view strides"):
-                warnings.filterwarnings("ignore", harmless)
-            # Copies the weights of rank 0 to all. The only buffer, of the time embedding, is constant.
-            network = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+        wrapped = self.distributed.wrap(self.network)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.model.network = network
-        if speed.should_compile(args.compile, device, args.train_num_steps):
+        self.model.network = wrapped
+        compiles = speed.should_compile(args.compile, device, args.train_num_steps)
+        self.compile_switch = args.compile if compiles else "off"
+        if compiles:
             # A CUDA graph overwrites gradients, to which accumulation and other processes add.
             speed.compile_network(self.network, cuda_graph=args.accumulate == 1 and self.distributed.size == 1)
             speed.compile_network(self.ema.network)
         self.averages = list(self.ema.network.parameters())
         self.optimizer = speed.adam(self.weights, args.learning_rate, device)
+        # Keeps small gradients in the range of float16; does nothing in other precisions.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.model.precision == "fp16")
         self.step = 0
         self.saved_step = -1  # of last.ckpt
         self.stats: list[dict[str, Any]] = []
@@ -133,28 +129,26 @@ class Trainer:
         lr = self.args.learning_rate * min(1.0, (self.step + 1) / max(1, self.args.warmup_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.pending_losses.append(self.compute_gradient(images, labels))
-        self.optimizer.step()
+        loss = speed.call_compiled(lambda: self.compute_gradient(images, labels), self.compile_switch)
+        self.pending_losses.append(loss)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.step += 1
         update_ema(self.averages, self.weights, self.args.ema_decay, self.step)
         if self.step % LOG_EVERY == 0 or self.step == self.args.train_num_steps:
             self._end_row(lr)
 
     def compute_gradient(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The gradient of the batch's mean loss, in --accumulate parts; returns the loss [], on the device."""
+        """The (scaled) gradient of the batch's mean loss, in --accumulate parts; returns the loss [], on the device."""
         self.optimizer.zero_grad()
         n = self.args.accumulate
         total = torch.zeros((), device=self.device)
         for i, (part, part_labels) in enumerate(zip(images.chunk(n), labels.chunk(n), strict=True), start=1):
-            with self.grad_sync(i == n):
+            with self.distributed.grad_sync(self.model.network, i == n):
                 loss = self.model.get_loss(part, part_labels if self.args.use_cfg else None) / n
-                loss.backward()
+                self.scaler.scale(loss).backward()
             total += loss.detach()
         return total
-
-    def grad_sync(self, last_part: bool) -> AbstractContextManager:
-        """Average gradients over the processes in the backward pass of the last part only."""
-        return nullcontext() if last_part or self.distributed.size == 1 else self.model.network.no_sync()
 
     def _end_row(self, lr: float) -> None:
         losses = self.read_losses()
@@ -209,10 +203,14 @@ class Trainer:
             Stopped: if a stop was requested meanwhile.
         """
         indices = range(4)
-        noise = ImageNoise(self.args.seed, indices, self.args.image_resolution, self.device)
         labels = torch.tensor([i % self.network.num_classes + 1 for i in indices]) if self.args.use_cfg else None
-        chain = self.ema.reverse_process(len(indices), labels, clip_x0=self.args.clip_x0, randn_like=noise)
-        frames = trajectory_frames(stop.interruptible(chain), self.args.num_diffusion_train_timesteps)
+
+        def sample() -> torch.Tensor:
+            noise = ImageNoise(self.args.seed, indices, self.args.image_resolution, self.device)
+            chain = self.ema.reverse_process(len(indices), labels, clip_x0=self.args.clip_x0, randn_like=noise)
+            return trajectory_frames(stop.interruptible(chain), self.args.num_diffusion_train_timesteps)
+
+        frames = speed.call_compiled(sample, self.compile_switch)
         for i, image in enumerate(tensor_to_pil_image(frames[-1])):
             with atomic_write(self.folder / f"step={self.step}-{i}.png") as file:
                 image.save(file, format="PNG")
@@ -232,6 +230,7 @@ class Trainer:
             "step": self.step,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "stats": self.stats,
             "recent": self.read_losses(),
             "row_seconds": time.perf_counter() - self.row_started,
@@ -279,6 +278,7 @@ class Trainer:
             self.step = training["step"]
             if type(self.step) is not int or self.step < 0:
                 raise ValueError(f"its step is {self.step!r}")
+            self.scaler.load_state_dict(training.get("scaler", {}))
             self.stats = [{name: row[name] for name in COLUMNS} for row in training["stats"]]
             self.pending_losses = [torch.tensor(float(loss), device=self.device) for loss in training["recent"]]
             self.row_started = time.perf_counter() - training["row_seconds"]

@@ -27,7 +27,7 @@ from data_folder import check_has_data
 from fid.image_sets import find_images
 from fid.inception import PytorchFidInception
 from scheduler import MODES, PREDICTORS
-from speed import PRECISIONS, uses_bf16
+from speed import PRECISIONS, select_precision
 
 # A network that trains on a CPU; T is small so that sampling is affordable too.
 SMALL = (
@@ -129,7 +129,7 @@ def main() -> None:
     add("--modes", choices=MODES, nargs="+", default=MODES, help="schedules (default: all)")
     add("--predictors", choices=PREDICTORS, nargs="+", default=PREDICTORS, help="predictors (default: all)")
     add("--forms", choices=FORMS, nargs="+", default=[*FORMS], help="parametrizations (default: both)")
-    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where the hardware has it")
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 or fp16 where it is fast")
     add("--minutes", type=float_range(0, 1e4), default=1e4, metavar="M", help="when to stop (default: when done)")
     args = parser.parse_args()
     args.out = args.out or args.work_dir / "study.csv"
@@ -137,7 +137,7 @@ def main() -> None:
         table = read_table(args.out, COLUMNS)
         check_ready(args.data_root)
         check_same_study(args, has_rows=bool(table))
-        precision = "bf16" if uses_bf16(args.precision, select_device()) else "fp32"
+        precision = select_precision(args.precision, select_device())
         rows = wanted_rows(args, precision)
         keys = [{name: row[name] for name in COLUMNS[:-1]} for row in table]
         missing = [row for row in rows if row not in keys]

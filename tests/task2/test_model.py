@@ -158,7 +158,8 @@ def test_labels_that_do_not_exist_are_value_errors(conditional, label, scale):
 
 
 def test_an_empty_module_becomes_the_saved_one(tmp_path):
-    model = DiffusionModule(awake(UNet(**SMALL)), schedule("cosine", 20, "large"), "x0", False, "preconditioned").eval()
+    scheduler = schedule("cosine", 20, "large")
+    model = DiffusionModule(awake(UNet(**SMALL)), scheduler, "x0", parametrization="preconditioned").eval()
     model.save(tmp_path / "model.ckpt")
     loaded = DiffusionModule(None, None).eval()
     loaded.load(tmp_path / "model.ckpt")

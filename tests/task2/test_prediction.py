@@ -96,7 +96,7 @@ def test_weighted_losses_of_all_predictors_are_equal_and_weight_the_error_of_x0(
     losses = []
     for predictor in PREDICTORS:
         network = KnowsX0(scheduler, x_0, error=0.1)  # of v; sqrt(1 - alpha-bar) times that of x_0
-        model = DiffusionModule(network, scheduler, predictor, False, "preconditioned", kind)
+        model = DiffusionModule(network, scheduler, predictor, "fp32", "preconditioned", kind)
         losses.append(model.get_loss(x_0).item())
     expected = 0.0
     for t_i in t.tolist():

@@ -1,5 +1,6 @@
 """Optimisations of speed and memory change the last digits only."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from dataset import AFHQDataModule
 from model import DiffusionModule
 from module import AttnBlock
 from network import UNet
-from oracles import awake, max_difference
+from oracles import awake, max_difference, refused
 from processes import PROGRAMS
 from scheduler import DDPMScheduler
+from stopping import StopSignals
 from trainer import LOG_EVERY
 
 CPU = torch.device("cpu")
@@ -56,10 +58,11 @@ def is_channels_last(network):
 # Precision and memory format
 
 
-def test_bf16_is_close_and_the_prediction_is_float32():
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_close_and_the_prediction_is_float32(precision):
     model = small_model()
     loss, gradient = loss_and_gradient(model)
-    model.bf16 = True
+    model.precision = precision
     loss_16, gradient_16 = loss_and_gradient(model)
     assert loss_16 != loss and loss_16 == pytest.approx(loss, rel=5e-3)
     assert torch.cosine_similarity(gradient, gradient_16, dim=0) > 0.999
@@ -68,7 +71,7 @@ def test_bf16_is_close_and_the_prediction_is_float32():
 
 def test_bf16_samples_differ_by_a_few_grey_levels():
     model, samples = small_model().eval(), []
-    for model.bf16 in (False, True):
+    for model.precision in ("fp32", "bf16"):
         torch.manual_seed(3)
         samples.append(model.sample(4))
     assert 0 < max_difference(*samples) < 0.03 * samples[0].std()
@@ -78,24 +81,33 @@ def test_bf16_samples_differ_by_a_few_grey_levels():
 def test_auto_uses_bf16_where_the_processor_supports_it(monkeypatch, avx512, amx):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
-    assert speed.uses_bf16("auto", CPU) is (avx512 or amx)
-    assert speed.uses_bf16("bf16", CPU) and not speed.uses_bf16("fp32", CPU)
+    assert speed.select_precision("auto", CPU) == ("bf16" if avx512 or amx else "fp32")
+    assert all(speed.select_precision(name, CPU) == name for name in ("bf16", "fp16", "fp32"))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("bf16", "capability", "expected"), [(True, (8, 0), "bf16"), (False, (7, 5), "fp16"), (False, (6, 1), "fp32")]
+)
+def test_auto_uses_fp16_on_gpus_that_are_fast_with_it_but_lack_bf16(monkeypatch, bf16, capability, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert speed.select_precision("auto", torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_run_on_a_cpu_has_its_precision_and_the_memory_format_that_is_fast_with_it(new_trainer, precision):
     trainer = new_trainer("--precision", precision)
     for module in (trainer.model, trainer.ema):
-        assert module.bf16 is (precision == "bf16")
+        assert module.precision == precision
         assert is_channels_last(module.network) is (precision == "fp32")
 
 
 def test_a_gpu_has_channels_last_in_every_precision():
     """Decided by the type of device alone; "meta" stands in for a GPU."""
-    for bf16 in (False, True):
+    for precision in ("fp32", "bf16", "fp16"):
         with torch.device("meta"):
             network = UNet(**SMALL_UNET)
-        assert is_channels_last(speed.place_network(network, torch.device("meta"), bf16))
+        assert is_channels_last(speed.place_network(network, torch.device("meta"), precision))
 
 
 def test_the_memory_format_changes_nothing():
@@ -106,6 +118,45 @@ def test_the_memory_format_changes_nothing():
     loss_cl, gradient_cl = loss_and_gradient(model)
     assert loss_cl == pytest.approx(loss, rel=1e-6)
     assert max_difference(gradient, gradient_cl) < 1e-5 * gradient.abs().max().item()
+
+
+def test_fp16_scales_losses_so_that_no_gradient_vanishes_and_skips_steps_that_overflow(new_trainer):
+    trainer = new_trainer("--precision", "fp16")
+    images, labels = torch.rand(8, 3, 8, 8) * 2 - 1, torch.ones(8, dtype=torch.long)
+    trainer.train_step(images, labels)
+    before, scale = trainer.weights[0].detach().clone(), trainer.scaler.get_scale()
+    assert scale > 1000
+    trainer.scaler.update(new_scale=2.0**40)
+    trainer.train_step(images, labels)
+    assert torch.equal(trainer.weights[0], before) and trainer.scaler.get_scale() == 2.0**39
+    trainer.scaler.update(new_scale=scale)
+    trainer.train_step(images, labels)
+    assert not torch.equal(trainer.weights[0], before)
+
+
+def test_fp16_learns_what_float32_learns(new_trainer):
+    flags = ["--learning_rate", 1e-3]
+    plain, losses = weights_after(new_trainer(*flags))
+    fast, losses_16 = weights_after(new_trainer(*flags, "--precision", "fp16"))
+    assert losses_16 == pytest.approx(losses, rel=5e-3)
+    assert 0 < max_difference(plain, fast) < 1e-2
+
+
+def test_fp16_is_resumed_bit_for_bit(new_trainer):
+    """Also its scale, which doubles here every second step."""
+    whole, parts = new_trainer("--precision", "fp16"), new_trainer("--precision", "fp16")
+    for trainer in (whole, parts):
+        trainer.scaler.set_growth_interval(2)
+    whole.train_step(torch.ones(4, 3, 8, 8), torch.ones(4, dtype=torch.long))
+    whole.save()
+    parts.load()
+    weights = []
+    for trainer in (whole, parts):
+        np.random.seed(5)
+        torch.manual_seed(5)
+        weights.append(weights_after(trainer)[0])
+    assert torch.equal(*weights)
+    assert whole.scaler.state_dict() == parts.scaler.state_dict() and whole.scaler.get_scale() > 2**16
 
 
 # Kernels
@@ -234,6 +285,70 @@ def test_a_compiled_network_is_called_with_one_batch_size(program, tmp_path, com
     assert compiled and sizes == {2} and len(list((tmp_path / "out").iterdir())) == 5
 
 
+@pytest.fixture
+def failing_compiler(monkeypatch):
+    """Let every compiled network fail at this call: 1 is its compilation."""
+
+    def install(failing_call):
+        def compiler(graph, inputs):
+            calls = itertools.count(1)
+
+            def run(*args):
+                if next(calls) == failing_call:
+                    raise RuntimeError("no\nkernel")
+                return graph(*args)
+
+            if failing_call == 1:
+                raise RuntimeError("no\ncompiler")
+            return run
+
+        monkeypatch.setattr(speed, "compile_network", lambda network, **_: network.compile(backend=compiler))
+
+    yield install
+    torch.compiler.set_stance("default")
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("failing_call", [1, 3])
+def test_auto_goes_on_without_a_compilation_that_fails(
+    new_trainer, failing_compiler, monkeypatch, capsys, failing_call
+):
+    failing_compiler(failing_call)
+    monkeypatch.setattr(speed, "should_compile", lambda *_: True)
+    _, losses = weights_after(new_trainer())
+    assert len(losses) == 4 and capsys.readouterr().out.count("\n") == 1
+
+    torch.compiler.set_stance("default")
+    trainer = new_trainer()
+    trainer.save_samples(StopSignals())
+    assert trainer.has_samples and capsys.readouterr().out.count("\n") == 1
+
+
+@pytest.mark.parametrize("failing_call", [1, 3])
+def test_on_ends_with_a_failing_compilation(program, faces, tmp_path, failing_compiler, failing_call):
+    failing_compiler(failing_call)
+    flags = ["train.py", "--data_root", faces, *SMALL_FLAGS, "--batch_size", 4, "--compile", "on"]
+    assert refused(program(*flags), "--compile")
+    small_model().save(tmp_path / "model.ckpt")
+    flags = ["--ckpt_path", "model.ckpt", "--save_dir", "out", "--num_samples", 2, "--sample_method", "dpm"]
+    assert refused(program("sampling.py", *flags, "--compile", "on"), "--compile")
+
+
+def test_on_without_a_compiler_is_refused_before_there_is_a_run(program, faces, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    flags = ["train.py", "--data_root", faces, *SMALL_FLAGS, "--batch_size", 4, "--compile", "on"]
+    assert refused(program(*flags), "--compile")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bug_in_the_model_keeps_its_traceback_when_compiled(new_trainer, failing_compiler, monkeypatch):
+    failing_compiler(1)
+    trainer = new_trainer("--compile", "on")
+    monkeypatch.setattr(trainer.model, "weighted_mse", lambda *_: [][0])
+    with pytest.raises(IndexError):
+        weights_after(trainer)
+
+
 @pytest.mark.parametrize("method", ["ddpm", "ddim", "dpm"])
 def test_a_network_may_write_every_output_into_the_same_memory(method):
     """As a CUDA graph does; what a sampler keeps of earlier outputs must not change."""
@@ -343,7 +458,7 @@ def test_each_optimisation_of_the_benchmark_is_applied_and_changes_no_loss(bench
     decoded.clear()
     loop = new_loop(optimisations)
     assert losses_of(loop) == pytest.approx(expected, rel=1e-5)
-    assert loop.steps == 3 and loop.model.bf16 is False
+    assert loop.steps == 3 and loop.model.precision == "fp32"
     assert bool(decoded) == ("cached images" not in optimisations)
     assert bool(loop.optimizer.defaults["fused"]) == ("fused Adam" in optimisations)
     assert is_channels_last(loop.model.network) == ("channels last" in optimisations)
@@ -351,7 +466,7 @@ def test_each_optimisation_of_the_benchmark_is_applied_and_changes_no_loss(bench
 
 def test_the_last_optimisations_of_the_benchmark_are_applied(benchmark, new_loop, compiled):
     *others, bf16, compilation = benchmark.OPTIMISATIONS
-    assert new_loop([*others, bf16]).model.bf16 and not compiled
+    assert new_loop([*others, bf16]).model.precision == "bf16" and not compiled
     loop = new_loop([*others, bf16, compilation])
     assert [network for network, _ in compiled] == [loop.model.network]
     for optimisations in ([], ["TF32"]):
