@@ -73,6 +73,12 @@ for name in "noise", "x0", "mean":
     plant("fixed-device", function, "torch.randn_like(x_t)", "torch.randn(x_t.shape)")
     plant("no-noise", function, "torch.randn_like(x_t)", "torch.zeros_like(x_t)")
 AT_0 = "(extract(self.sigmas, t, x_t) if t > 0 else extract(self.betas, t, x_t).sqrt())"
+plant(
+    "sigma-not-rooted",
+    "step_predict_noise",
+    SIGMA,
+    "((1 - self.bar_prev(t, x_t)) / (1 - alpha_bar_t) * beta_t)",  # the same for both types
+)
 plant("noise-at-0", "step_predict_mean", "if t > 0", "if True", None, ("def step_predict_mean(", SIGMA, AT_0))
 plant("noise-at-0", "step_predict_x0", SIGMA, AT_0, None, ("def step_predict_x0(", "if t == 0", "if False"))
 plant(
@@ -127,6 +133,7 @@ for mistake, c0, ct in [
     names = "p, c = ab_prev, extract(sched.alphas_cumprod, (t - 1).clamp(min=0), x0); true_mean = "
     plant(mistake, "get_loss_mean", old, f"{names}{c0} * x0 + {ct} * x_t")
 MEAN = "x0_mean = c0 * x0_pred + ct * x_t"
+plant("eq7-bar-for-prev", "step_predict_x0", "c0 = alpha_bar_prev.sqrt()", "c0 = alpha_bar_t.sqrt()")
 plant("clip-x0", "step_predict_x0", MEAN, "x0_mean = c0 * x0_pred.clamp(-1, 1) + ct * x_t")
 plant("x0-as-mean", "step_predict_x0", MEAN, "x0_mean = x0_pred")
 as_noise = "x0_mean = (x_t - beta_t / (1 - alpha_bar_t).sqrt() * x0_pred) / alpha_t.sqrt()"
@@ -200,6 +207,7 @@ plant("loop-other-result", "p_sample_loop", "x0_pred = x", "x0_pred = 2 * x")
 plant("loop-gradient", "p_sample_loop", "@torch.no_grad()", "", "return x_t_prev")
 plant("fixed-device", "p_sample_loop", ".to(self.device)", "")
 plant("fixed-device", "sample", ".to(self.device)", "")
+plant("loop-from-zeros", "sample", "torch.randn", "torch.rand")
 plant("trajectory", "sample", "return traj if", "return traj[1:] if")
 
 # DDIM, dispatch

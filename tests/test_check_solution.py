@@ -117,6 +117,14 @@ STYLES = {
             "true_mean = (x_t - b / (1 - ab).sqrt() * noise) / a.sqrt()\n        unused = ",
         ),
     ],
+    "eq_7_by_eq_11_in_float32": [
+        (
+            "def step_predict_x0",
+            "x0_mean = ",
+            "eps = (x_t - alpha_bar_t.sqrt() * x0_pred) / (1 - alpha_bar_t).sqrt()\n"
+            "        x0_mean = (x_t - beta_t / (1 - alpha_bar_t).sqrt() * eps) / alpha_t.sqrt()\n        unused = ",
+        ),
+    ],
     "own_noise_by_torch_normal": [
         ("def p_sample(", "torch.randn_like(xt)", "torch.normal(0.0, 1.0, size=xt.shape, device=xt.device)"),
         ("def step_predict_mean", "torch.randn_like(x_t)", "torch.empty_like(x_t).normal_()"),

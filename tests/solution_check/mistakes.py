@@ -250,6 +250,7 @@ eq_7(
     "eq7-bar-for-prev",
     "alpha-bar_t stands for alpha-bar_{t-1}",
     by_eq_7(lambda q: q.bar**0.5 * q.beta / (1 - q.bar), lambda q: q.alpha**0.5),
+    by_eq_7(lambda q: q.bar**0.5 * q.beta / (1 - q.bar), c_xt),
 )
 eq_7(
     "eq7-bar-for-alpha",
