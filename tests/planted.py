@@ -16,6 +16,7 @@ BETWEEN = "if i < len(self.layers) - 1:"
 plant("last-activation", "SimpleNet", BETWEEN, "if True:", "class SimpleNet")
 plant("no-activation", "SimpleNet", BETWEEN, "if False:", "class SimpleNet")
 plant("t-ignored", "SimpleNet", "return alpha * x", "return x", "class TimeLinear")
+plant("time-added", "SimpleNet", "return alpha * x", "return alpha + x", "class TimeLinear")
 plant("wrong-shape", "SimpleNet", "*dim_hids, dim_out]", "*dim_hids, dim_in]", "class SimpleNet")
 first = "TimeLinear(dims[i], dims[i + 1], num_timesteps)"
 plain = ("class SimpleNet", "x = layer(x, t)", "x = layer(x, t) if i == 0 else layer(x)")

@@ -60,7 +60,10 @@ DDIM = (
     "sigma^2 = eta^2 (1 - alpha-bar_prev) / (1 - alpha-bar_t) (1 - alpha-bar_t / alpha-bar_prev) (DDIM eq. 16)"
 )
 DDIM_LOOP = "n decreasing timesteps and then clean data, where alpha-bar is 1 (DDIM Sec. 4.2)"
-NETWORK = "eps_theta(x_t, t) (DDPM eq. 11): TimeLinear layers, each with t, an activation between them, none at the end"
+NETWORK = (
+    "eps_theta(x_t, t) (DDPM eq. 11): TimeLinear layers, each times an embedding of t, an activation between them, "
+    "none at the end"
+)
 PREDICTORS = "noise: eq. 11, x0: eq. 7, mean: the mean itself, each with its function (DDPM Sec. 3.2)"
 
 RIGHT = {  # of each function, for what no mistake explains
@@ -334,5 +337,6 @@ net = group(NETWORK, "SimpleNet")
 net("last-activation", "an activation follows the last layer, but noise has both signs", end=0)
 net("no-activation", "no activation between the layers, so the output is linear in x", between=0)
 net("time-in-few-layers", "t enters only some of the layers", time=0)
+net("time-added", "TimeLinear adds the embedding of t to its output, it does not multiply by it", factor=0)
 net("t-ignored", "the output does not depend on t", depends=0)
 net("wrong-shape", "the output has not the shape [B, dim_out]", shape=0)

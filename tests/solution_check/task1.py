@@ -31,6 +31,35 @@ class Points(Solution):
         return self.make("ddpm", "DiffusionModule", network, scheduler)
 
 
+def _time_enters(layer: torch.nn.Module, args: tuple, kwargs: dict) -> int:
+    """How the embedding of t enters a TimeLinear: 1 as a factor, 0 as a summand, 2 in another way.
+
+    Also 1 where that cannot be told: there is no TimeEmbedding in it, or it has no influence.
+    """
+    embedded = []
+
+    def scale(factor, _module, _args, out):
+        embedded.append(out)
+        return factor * out
+
+    def output(factor):
+        embeddings = [module for module in layer.modules() if type(module).__name__ == "TimeEmbedding"]
+        hooks = [module.register_forward_hook(partial(scale, factor)) for module in embeddings]
+        with Draws(), torch.no_grad():
+            result = layer(*args, **kwargs)
+        for hook in hooks:
+            hook.remove()
+        return numbers(result)
+
+    none, once, twice = map(output, (0.0, 1.0, 2.0))
+    if not embedded or np.allclose(none, once):
+        return 1
+    if np.allclose(none, 0, atol=1e-5) and np.allclose(twice, 2 * once, 1e-3, 1e-5):
+        return 1
+    e = numbers(embedded[-1])
+    return 0 if e.size == once.size and np.allclose(once - none, e.reshape(once.shape), 1e-3, 1e-4) else 2
+
+
 def network(solution: Solution, _: str) -> list[Case]:
     """SimpleNet with random weights: what it does with x and t, not what it has learned."""
     widths = [8, 16, 8]
@@ -44,7 +73,7 @@ def network(solution: Solution, _: str) -> list[Case]:
     time_layers = []
     for layer in net.modules():
         if type(layer).__name__ == "TimeLinear":
-            layer.register_forward_hook(lambda layer, *_: time_layers.append(layer))
+            layer.register_forward_hook(lambda layer, *given: time_layers.append((layer, *given[:2])), with_kwargs=True)
     x = torch.randn(512, 3)
 
     def predict(x, t):
@@ -55,6 +84,8 @@ def network(solution: Solution, _: str) -> list[Case]:
     if not time_layers:
         solution.notes.append("has no TimeLinear layers: whether t enters each layer is not judged")
     timed = len(time_layers)
+    ways = [_time_enters(*each) for each in time_layers[:timed]]
+    enters = next((way for way in ways if way != 1), 1)
     a, b, c = (predict(v, T // 2) for v in (x, -3 * x, -x))  # affine in x: f(-x) = (f(x) + f(-3x)) / 2
     bend = np.abs(c - (a + b) / 2).max() / np.abs(a - b).max()
     change = max(np.abs(predict(x, t) - y).max() for t in (0, 1, T - 1)) / np.abs(y).max()
@@ -66,6 +97,7 @@ def network(solution: Solution, _: str) -> list[Case]:
     return [
         flag("shape", f"the output has shape {list(y.shape)}, not {[512, 5]}", y.shape == (512, 5), "shape"),
         flag("t in each layer", f"{timed} of {len(widths) + 1} layers get t", timed in (0, len(widths) + 1), "time"),
+        flag("t as a factor", "a TimeLinear does not multiply by the embedding of t", enters, "factor"),
         flag("activation between", "the output is linear in x", bend > 1e-4, "between"),
         flag(
             "no activation at the end",
@@ -180,7 +212,7 @@ CHECKS = [
         "1",
         "SimpleNet",
         "network",
-        ("shape", "t in each layer", "activation between", "no activation at the end", "depends on t"),
+        ("shape", "t in each layer", "t as a factor", "activation between", "no activation at the end", "depends on t"),
         network,
     ),
     Check(1, "2", "q_sample", "ddpm", ("formula", "t as float", "own noise"), q_sample),
