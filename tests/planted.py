@@ -49,6 +49,7 @@ plant("forward-own-noise", "q_sample", "if noise is None:", "if True:")
 plant("forward-own-noise", "add_noise", "if eps is None:", "if True:")
 plant("float-t", "q_sample", "t.long().to(input.device)", "t.to(input.device)", "as F")
 plant("no-pair", "add_noise", "return x_t, eps", "return x_t")
+plant("no-pair", "add_noise", "return x_t, eps", "return x_t, torch.randn_like(x_0)")
 
 # Reverse steps: variance
 VARIANCE = "(1 - alpha_bar_t_prev) / (1 - alpha_bar_t) * beta_t"

@@ -136,7 +136,7 @@ group(f"t.long() before it indexes alpha-bar_t of {EQ_4}", "q_sample")(
     "float-t", "a float tensor of t, as in the tutorial, is refused", float_t=0
 )
 group(f"two tensors, x_t and the eps in it: {EQ_4}", "add_noise")(
-    "no-pair", "x_t and eps are not both returned", pair=0
+    "no-pair", "x_t and the eps in it are not both returned", pair=0
 )
 
 # Reverse steps: variance

@@ -67,7 +67,7 @@ def forward_cases(solution: Solution, function: Callable, float_t: bool = False)
                 found += cases("t as float", function(x0, t.float(), eps), same=x_t)
             except Exception as error:
                 found.append(flag("t as float", f"{type(error).__name__} for a float tensor of t", 0, "float_t"))
-    with Draws(z=eps):
+    with Draws(z=eps, more_z=[torch.full_like(x0, drawn)]):
         return found + cases("own noise", function(x0, t), None, x_t)
 
 

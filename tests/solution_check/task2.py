@@ -68,13 +68,15 @@ def _sigma(q, kind, right, root=np.sqrt, **parts):
 
 
 def add_noise(solution: Solution, _: str) -> list[Case]:
-    scheduler, pairs = solution.scheduler(), []
+    scheduler, pairs, noise = solution.scheduler(), [], []
 
     def x_t(x0, t, *eps):
         result = written(method(scheduler, "add_noise")(x0, t, *eps))
         is_pair = isinstance(result, tuple | list) and len(result) == 2
         x_t = written(result[0] if is_pair else result)
-        pairs.append(is_pair and not any(torch.equal(each, result[1]) for each in (x0, x_t)))
+        noise.extend(eps)  # also what is drawn where none is given
+        is_noise = is_pair and (eps or np.allclose(numbers(result[1]), numbers(noise[0]), atol=1e-5))
+        pairs.append(is_noise and not any(torch.equal(each, result[1]) for each in (x0, x_t)))
         return x_t
 
     cases = forward_cases(solution, x_t)
