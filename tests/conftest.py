@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 import torch
 
+from oracles import only_run
+
 matplotlib.use("Agg")
 torch.set_num_threads(1)  # the tests' tensors are small: more threads would only wait for each other
 
@@ -30,6 +32,9 @@ FOLDERS = {"task1": ROOT / "2d_plot_diffusion_todo", "task2": ROOT / "image_diff
 SMALL_UNET = {"image_resolution": 8, "ch": 32, "ch_mult": [1], "attn": [], "num_res_blocks": 1, "dropout": 0.0}
 SMALL_FLAGS = ["--image_resolution", 8, "--ch", 32, "--ch_mult", 1, "--attn", "--num_res_blocks", 1, "--dropout", 0]
 SMALL_FLAGS = [*map(str, SMALL_FLAGS), "--num_diffusion_train_timesteps", "12", "--train_num_steps", "4"]
+# A run that draws random numbers of every kind.
+RUN_FLAGS = ["--batch_size", 4, "--log_interval", 20, "--hflip", "--use_cfg", "--dropout", 0.2, "--ema_decay", 0.99]
+RUN_FLAGS = [*SMALL_FLAGS, *map(str, RUN_FLAGS)]
 
 _modules: dict[str, dict] = {task: {} for task in FOLDERS}
 
@@ -107,6 +112,38 @@ def new_trainer(tmp_path):
         return Trainer(args, 3, torch.device("cpu"), tmp_path)
 
     return build
+
+
+def weights_after(trainer, steps=4):
+    """The weights after a few steps, and their losses."""
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(steps):
+        trainer.train_step(torch.rand(8, 3, 8, 8, generator=generator) * 2 - 1, torch.ones(8, dtype=torch.long))
+    weights = torch.cat([weight.detach().flatten() for weight in trainer.weights])
+    return weights, [loss.item() for loss in trainer.pending_losses]
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The networks that were to be compiled, and whether to a CUDA graph; none is compiled."""
+    import speed
+
+    calls = []
+
+    def record(network, cuda_graph=True):
+        calls.append((network, cuda_graph))
+        return network
+
+    monkeypatch.setattr(speed, "compile_network", record)
+    return calls
+
+
+@pytest.fixture
+def half_a_run(program, faces, tmp_path):
+    """A run of 3 steps, to be resumed."""
+    run = program("train.py", "--data_root", faces, *RUN_FLAGS, "--train_num_steps", 3)
+    assert run.returncode == 0, run.stderr
+    return only_run(tmp_path)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import random
-import shutil
 import signal
 import struct
 import subprocess
@@ -21,13 +20,11 @@ import torch
 import speed
 from atomic import lock_folder, remove_partials
 from checkpoint import read_checkpoint
-from conftest import SMALL_FLAGS
+from conftest import RUN_FLAGS
 from oracles import max_difference, only_run, refused
 from processes import PROGRAMS, Program
 from stopping import StopSignals
 
-RUN = [*SMALL_FLAGS, "--batch_size", 4, "--log_interval", 20, "--hflip", "--use_cfg", "--dropout", 0.2]
-RUN += ["--ema_decay", 0.99]
 STEPS = 70
 
 
@@ -60,7 +57,7 @@ def step_of(folder):
 @pytest.fixture(scope="module")
 def undisturbed(faces, tmp_path_factory):
     place = tmp_path_factory.mktemp("undisturbed")
-    run = Program("train.py", "--data_root", faces, *RUN, "--train_num_steps", STEPS, place=place)
+    run = Program("train.py", "--data_root", faces, *RUN_FLAGS, "--train_num_steps", STEPS, place=place)
     assert run.finish() == 0, run.output
     return end_of(only_run(place))
 
@@ -93,7 +90,7 @@ def send(number):
 
 @pytest.mark.parametrize("steps", [(1,), (20,), (49, 50, 51), (7, 13, 40, 69)])
 def test_stopped_and_resumed_is_bit_for_bit_the_same(program, undisturbed, faces, tmp_path, before_step, steps):
-    flags = ["--data_root", faces, *RUN, "--train_num_steps", STEPS]
+    flags = ["--data_root", faces, *RUN_FLAGS, "--train_num_steps", STEPS]
     signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
     for step, number in zip(steps, signals, strict=False):
         before_step(step, send(number))
@@ -135,7 +132,7 @@ def test_a_second_ctrl_c_ends_at_once():
 def test_a_terminal_that_goes_away_costs_no_step(faces, tmp_path):
     terminal, of_program = pty.openpty()
     fcntl.ioctl(of_program, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # a bar needs room
-    command = [sys.executable, PROGRAMS / "train.py", "--data_root", faces, *RUN, "--train_num_steps", 10**5]
+    command = [sys.executable, PROGRAMS / "train.py", "--data_root", faces, *RUN_FLAGS, "--train_num_steps", 10**5]
     process = subprocess.Popen(
         [*map(str, command)],
         cwd=tmp_path,
@@ -161,7 +158,7 @@ def test_samples_that_a_stop_interrupts_are_drawn_on_resuming(program, undisturb
         os.kill(os.getpid(), signal.SIGINT)
         return trajectory_frames(chain, *details)
 
-    flags = ["--data_root", faces, *RUN, "--train_num_steps", STEPS]
+    flags = ["--data_root", faces, *RUN_FLAGS, "--train_num_steps", STEPS]
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "trajectory_frames", interrupted)
         for _ in range(2):
@@ -182,7 +179,7 @@ def kill_repeatedly(faces, place, kills):
     """
     chance = random.Random(kills)
     while_writing, steps = 0, []
-    arguments = ["--data_root", faces, *RUN, "--train_num_steps", STEPS]
+    arguments = ["--data_root", faces, *RUN_FLAGS, "--train_num_steps", STEPS]
     for number in range(kills):
         program = Program("train.py", *arguments, place=place)
         seen = None
@@ -233,14 +230,6 @@ def test_other_files_called_partial_are_left_alone(tmp_path):
 # Errors in the middle of a run
 
 
-@pytest.fixture
-def half_a_run(program, faces, tmp_path):
-    """A run of 3 steps, to be resumed."""
-    run = program("train.py", "--data_root", faces, *RUN, "--train_num_steps", 3)
-    assert run.returncode == 0, run.stderr
-    return only_run(tmp_path)
-
-
 def test_two_programs_do_not_share_a_folder(program, half_a_run):
     with lock_folder(half_a_run):
         assert refused(program("train.py", "--resume", half_a_run), str(half_a_run))
@@ -284,7 +273,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(half_a_run, tmp_p
 
 def test_training_that_diverges_stops_and_spoils_no_checkpoint(program, faces, tmp_path, before_step):
     before_step(27, lambda trainer, images: images * float("nan"))
-    run = program("train.py", "--data_root", faces, *RUN, "--train_num_steps", STEPS)
+    run = program("train.py", "--data_root", faces, *RUN_FLAGS, "--train_num_steps", STEPS)
     folder = only_run(tmp_path)
     assert refused(run, "step 27 ")
     resume = ["--resume", str(folder.relative_to(tmp_path)), "--learning_rate", "0.0001"]
@@ -303,119 +292,9 @@ def test_weights_that_are_not_finite_are_not_saved(program, faces, tmp_path, bef
         return images
 
     before_step(40, spoil)
-    run = program("train.py", "--data_root", faces, *RUN, "--train_num_steps", STEPS)
+    run = program("train.py", "--data_root", faces, *RUN_FLAGS, "--train_num_steps", STEPS)
     assert refused(run, "head.bias")
     assert step_of(only_run(tmp_path)) == 20
-
-
-# What --resume checks
-
-
-def test_more_steps_are_allowed_and_fewer_are_not(program, half_a_run):
-    run = program("train.py", "--resume", half_a_run, "--train_num_steps", 5)
-    assert run.returncode == 0, run.stderr
-    assert json.loads((half_a_run / "config.json").read_text())["train_num_steps"] == 5
-    assert refused(program("train.py", "--resume", half_a_run, "--train_num_steps", 4), "--train_num_steps")
-    before = (half_a_run / "last.ckpt").read_bytes()
-    assert program("train.py", "--resume", half_a_run).returncode == 0  # nothing to do
-    assert (half_a_run / "last.ckpt").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--batch_size", 2], ("--batch_size 2", "4")),
-        (["--mode", "quad"], ("--mode quad", "linear")),
-        (["--ch_mult", 2], ("--ch_mult [2]", "[1]")),
-        (["--patch_size", 2], ("--patch_size 2", "1")),
-        (["--skip_broken"], ("--skip_broken True", "False")),
-    ],
-)
-def test_flags_that_contradict_the_run_are_named(program, half_a_run, flags, words):
-    run = program("train.py", "--resume", half_a_run, *flags)
-    assert all(refused(run, word) for word in words)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"batch_size": "many"}, "config.json: error: argument --batch_size: 'many'"),
-        ({"batch_size": -4}, "config.json: error: argument --batch_size: '-4'"),
-        ({"ch_mult": [1, 2, [3]]}, "config.json: error: argument --ch_mult: '[3]'"),
-        ({"hflip": 3}, "config.json: error: argument --hflip: "),
-        ({"mode": None}, "config.json: error: argument --mode: "),
-        ({"num_images": 14}, "num_images"),
-        ({"fingerprint": "0123456789abcdef"}, "fingerprint"),
-        ({"batch_size": False}, "config.json: error: "),
-        ({"predictor": "x0"}, "last.ckpt"),
-        ({"ch": 64}, "last.ckpt"),
-        ("", "config.json"),
-        ("[]", "config.json"),
-        ("{}", "config.json"),
-        ("{", "config.json"),
-        ("\x00", "config.json"),
-    ],
-)
-def test_a_config_that_was_tampered_with_is_refused(program, half_a_run, change, words):
-    path = half_a_run / "config.json"
-    path.write_text(change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change))
-    assert refused(program("train.py", "--resume", half_a_run), words)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda t: t.update(step=-1),
-        lambda t: t.update(step="3"),
-        lambda t: t.update(stats=[{}]),
-        lambda t: t.update(row_seconds=None),
-        lambda t: t.pop("random"),
-        lambda t: t["random"][0].update(torch=torch.zeros(3)),
-        lambda t: t["random"][0].update(numpy=()),
-        lambda t: t["network"].popitem(),
-        lambda t: t["optimizer"].update(state={0: {"exp_avg": torch.zeros(1), "exp_avg_sq": torch.zeros(1)}}),
-        lambda t: t["optimizer"]["state"][0]["exp_avg"].fill_(float("inf")),
-        lambda t: t["optimizer"].clear(),
-    ],
-)
-def test_a_checkpoint_whose_training_state_does_not_fit_is_refused(program, half_a_run, change):
-    path = half_a_run / "last.ckpt"
-    checkpoint = torch.load(path, weights_only=True)
-    change(checkpoint["training"])
-    torch.save(checkpoint, path)
-    assert refused(program("train.py", "--resume", half_a_run), "last.ckpt: ")
-
-
-def test_runs_of_older_versions_are_resumed(program, half_a_run):
-    """Those that knew neither parametrizations nor patches, and kept the state of Python's random numbers."""
-    path = half_a_run / "last.ckpt"
-    checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["parametrization"], checkpoint["network"]["patch_size"]
-    checkpoint["training"]["random"][0]["python"] = random.getstate()
-    torch.save(checkpoint, path)
-    config = json.loads((half_a_run / "config.json").read_text())
-    for name in ("parametrization", "patch_size", "crop", "clip_x0", "keep_every", "fingerprint"):
-        del config[name]
-    (half_a_run / "config.json").write_text(json.dumps(config))
-    run = program("train.py", "--resume", half_a_run, "--train_num_steps", 5)
-    assert run.returncode == 0, run.stderr
-
-
-def test_other_images_under_the_same_names_are_refused(program, faces, tmp_path):
-    root = shutil.copytree(faces, tmp_path / "faces" / "afhq")
-    assert program("train.py", "--data_root", root, *RUN, "--train_num_steps", 1).returncode == 0
-    resume = ["--resume", only_run(tmp_path), "--train_num_steps", 2]
-    shutil.copytree(root, tmp_path / "moved")
-    run = program("train.py", *resume, "--data_root", tmp_path / "moved")
-    assert run.returncode == 0, run.stderr
-    first, second, *_ = sorted((root / "train" / "cat").iterdir())
-    first.write_bytes(second.read_bytes())
-    assert refused(program("train.py", *resume, "--data_root", root), str(root))
-
-
-def test_a_lost_checkpoint_does_not_silently_start_the_run_anew(program, half_a_run):
-    (half_a_run / "last.ckpt").unlink()
-    assert refused(program("train.py", "--resume", half_a_run), "last.ckpt")
 
 
 def test_a_run_continues_in_another_memory_format(new_trainer, monkeypatch):
