@@ -8,6 +8,7 @@ first `import network` would decide for both. So tests below `tests/task1` are i
 import importlib.util
 import re
 import runpy
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from oracles import only_run
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)  # the tests' tensors are small: more threads would only wait for each other
+# A background job of a shell ignores Ctrl-C, and so would the programs that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"task1": ROOT / "2d_plot_diffusion_todo", "task2": ROOT / "image_diffusion_todo"}
