@@ -88,6 +88,15 @@ def send(number):
     return call
 
 
+@pytest.fixture
+def hangups_count():
+    """Under `nohup`, where SIGHUP is ignored, too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups_count")
 @pytest.mark.parametrize("steps", [(1,), (20,), (49, 50, 51), (7, 13, 40, 69)])
 def test_stopped_and_resumed_is_bit_for_bit_the_same(program, undisturbed, faces, tmp_path, before_step, steps):
     flags = ["--data_root", faces, *RUN_FLAGS, "--train_num_steps", STEPS]
@@ -129,6 +138,7 @@ def test_a_second_ctrl_c_ends_at_once():
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.usefixtures("hangups_count")
 def test_a_terminal_that_goes_away_costs_no_step(faces, tmp_path):
     terminal, of_program = pty.openpty()
     fcntl.ioctl(of_program, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # a bar needs room
