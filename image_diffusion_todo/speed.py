@@ -11,7 +11,7 @@ from torch import nn
 
 from cli import UserError, one_line
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 AUTO_ON_OFF = ("auto", "on", "off")
 
@@ -66,13 +66,12 @@ def should_compile(switch: str, device: torch.device, num_calls: int) -> bool:
     return has_compiler
 
 
-def compile_network(network: nn.Module, cuda_graph: bool = True) -> nn.Module:
+def compile_network(network: nn.Module, cuda_graph: bool = True) -> None:
     """Compile the network in place, on a GPU to one CUDA graph unless told otherwise. The first call takes minutes."""
     network.compile(mode="reduce-overhead" if cuda_graph else "default", dynamic=False)
-    return network
 
 
-def call_compiled(call: Callable[[], T], switch: str) -> T:
+def call_compiled(call: Callable[[], Result], switch: str) -> Result:
     """Call a function that runs compiled networks. If only compilation fails, repeat and go on without it.
 
     Args:
@@ -89,7 +88,7 @@ def call_compiled(call: Callable[[], T], switch: str) -> T:
     except Exception as error:
         with torch.compiler.set_stance("force_eager"):
             result = call()  # raises again what is not the compiler's fault
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error) else repr(error)
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         if switch == "on":
             raise UserError(f"argument --compile: compilation failed ({reason})") from error
         torch.compiler.set_stance("force_eager")

@@ -211,7 +211,8 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
         images = f"{dataset_info['num_images']} {'synthetic ' * dataset_info['synthetic_faces']}images"
         where = device if distributed.size == 1 else f"{distributed.size} devices"
         print(f"{folder}: {images}, {data.num_classes} class{'es' * (data.num_classes > 1)}, on {where}")
-        check_noise(trainer.model.var_scheduler)
+        if not args.resume:
+            check_noise(trainer.model.var_scheduler)
 
     stopping = False
     bar = tqdm(desc="training", total=args.train_num_steps, initial=trainer.step, **distributed.tqdm_options)
@@ -255,7 +256,7 @@ def check_noise(scheduler: DDPMScheduler) -> None:
 def check_same_data(args: argparse.Namespace, dataset_info: dict[str, object]) -> None:
     """Raise UserError if the data set is not the one that the resumed run was started with."""
     config = read_config(args.resume)
-    for name in ("classes", "num_images", "fingerprint"):
+    for name in ("classes", "num_images", "fingerprint"):  # of names and contents
         now, before = dataset_info[name], config.get(name, dataset_info[name])
         if now != before:
             raise UserError(f"{args.data_root}: {name} is {now} now, and was {before} when {args.resume} was started")

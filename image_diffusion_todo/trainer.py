@@ -286,14 +286,11 @@ class Trainer:
             if len(states) == self.distributed.size:
                 restore_random_states(states[self.distributed.rank], self.device)
             elif self.distributed.is_rank_zero:
-                print(
-                    f"trained by {len(states)} processes and resumed by {self.distributed.size}: random numbers differ"
-                )
+                size = self.distributed.size
+                print(f"trained by {len(states)} processes and resumed by {size}: random numbers differ")
         except Exception as error:  # the checkpoint may hold anything
             reason = " ".join(str(error).split())
             raise UserError(f"{path}: this run cannot be resumed from it: {reason}") from error
         self.saved_step = self.step
         if self.distributed.is_rank_zero:
-            write_stats(
-                self.stats, self.args, self.folder
-            )  # the run may have been killed between the checkpoint and these
+            write_stats(self.stats, self.args, self.folder)  # in case a kill came before it
