@@ -26,8 +26,6 @@ import torch
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from progress import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "image_diffusion_todo"))
 
 import speed
@@ -37,6 +35,7 @@ from data_folder import check_has_data
 from dataset import AFHQDataModule, get_data_iterator, to_tensor
 from images import resize
 from model import DiffusionModule
+from progress import tqdm
 from synthetic_faces import write_synthetic_set
 from trainer import Trainer, build_model, update_ema
 
