@@ -25,19 +25,20 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "image_diffusion_todo"))
 
 import speed
 import train
-from cli import ArgumentParser, exit_on_user_error, int_range, select_device, writable_file
+from cli import ArgumentParser, exit_on_user_error, float_range, int_range, select_device, writable_file
 from data_folder import check_has_data
 from dataset import AFHQDataModule, get_data_iterator, to_tensor
 from images import resize
 from model import DiffusionModule
 from progress import tqdm
 from synthetic_faces import write_synthetic_set
-from trainer import Trainer, build_model, update_ema
+from trainer import Trainer, build_model, build_network, update_ema
 
 OPTIMISATIONS = (
     "cached images",
@@ -151,6 +152,15 @@ def chain_seconds(model: DiffusionModule, batch_size: int, args: argparse.Namesp
         return seconds_per_call(lambda: model.predict(x, t), 20, device) * args.num_diffusion_train_timesteps
 
 
+def forward_flop(args: argparse.Namespace) -> float:
+    """Floating-point operations of a forward pass of one image."""
+    size = args.image_resolution
+    # The counter has no formula for the fused attention of CPUs.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        build_network(args, 1)(torch.zeros(1, 3, size, size), torch.zeros(1))
+    return counter.get_total_flops()
+
+
 def measure(args: argparse.Namespace, data: AFHQDataModule, device: torch.device, turns: int, steps: int) -> dict:
     """Speed of each row, and the hours of 100,000 steps with samples."""
     optimisations = available_optimisations(args, device)
@@ -166,14 +176,22 @@ def measure(args: argparse.Namespace, data: AFHQDataModule, device: torch.device
 
     rows["train.py"] = trainer_step
 
-    for step in rows.values():
-        seconds_per_call(step, 4, device)  # warm-up
+    memory: dict[str, float | None] = dict.fromkeys(rows)
+    for name, step in rows.items():
+        step()  # gradients and Adam's moments exist from here on
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+        seconds_per_call(step, 3, device)  # warm-up
+        if device.type == "cuda":
+            memory[name] = (torch.cuda.max_memory_allocated(device) - before) / 2**30
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for _ in tqdm(range(turns), desc=f"batch {args.batch_size}", unit="turn"):
         for name, step in rows.items():
             seconds[name].append(seconds_per_call(step, steps, device))
 
     median = {name: statistics.median(times) for name, times in seconds.items()}
+    flop = 3 * forward_flop(args) * args.batch_size  # the backward pass takes twice the forward pass
     index = itertools.count()
     loading = statistics.median(seconds_per_call(lambda: batches[next(index)], steps, device) for _ in range(turns))
     # The skeleton samples 4 + 1 images in two chains every 200 steps; train.py samples 4 in one every 2000.
@@ -190,6 +208,8 @@ def measure(args: argparse.Namespace, data: AFHQDataModule, device: torch.device
                 "images_per_second": args.batch_size / median[name],
                 "times_plain": median["plain"] / median[name],
                 "spread": (max(times) - min(times)) / median[name],
+                "tflop_per_second": flop / median[name] / 1e12,
+                "activations_gib": memory[name],
             }
             for name, times in seconds.items()
         ],
@@ -198,12 +218,15 @@ def measure(args: argparse.Namespace, data: AFHQDataModule, device: torch.device
     }
 
 
-def to_markdown(result: dict) -> str:
+def to_markdown(result: dict, peak_tflops: float | None = None) -> str:
     """The result as a table."""
-    lines = [f"Batch {result['batch_size']}:\n", "| | images/s | speed-up | spread |", "|---|---|---|---|"]
+    header = "| | images/s | speed-up | spread | TFLOP/s | share of peak | activations, GiB |"
+    lines = [f"Batch {result['batch_size']}:\n", header, "|---|---|---|---|---|---|---|"]
     for row in result["table"]:
         numbers = f"{row['images_per_second']:.1f} | {row['times_plain']:.2f} | {row['spread']:.0%}"
-        lines.append(f"| {row['row']} | {numbers} |")
+        share = f"{row['tflop_per_second'] / peak_tflops:.0%}" if peak_tflops else ""
+        memory = "" if row["activations_gib"] is None else f"{row['activations_gib']:.2f}"
+        lines.append(f"| {row['row']} | {numbers} | {row['tflop_per_second']:.3f} | {share} | {memory} |")
     hours = result["hours_for_100k_steps_with_pictures"]
     lines.append(f"\nShare of train.py's time spent on loading images: {result['share_of_time_on_data']:.2%}")
     lines.append(f"100,000 steps with samples: {hours['plain']:.2f} h plain, {hours['train.py']:.2f} h with train.py\n")
@@ -220,6 +243,8 @@ def main() -> None:
     add("--compile", choices=speed.AUTO_ON_OFF, default="auto", help="auto: on GPUs")
     add("--data_root", type=Path, metavar="DIR", help="images to train on instead of synthetic faces")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, mps; auto: a GPU if there is one")
+    peak = "what the device can do at most, to print the share of it"
+    add("--peak_tflops", type=float_range(0, 1e6), metavar="X", help=peak)
     add("--json", type=writable_file, metavar="FILE", help="also write the results to this file")
     given = parser.parse_args()
     with exit_on_user_error(), tempfile.TemporaryDirectory() as folder:
@@ -236,7 +261,7 @@ def main() -> None:
             resolution = args.image_resolution
             data = AFHQDataModule(root, batch_size, max_num_images_per_cat=-1, image_resolution=resolution)
             results.append(measure(args, data, device, given.turns, given.steps))
-            print(to_markdown(results[-1]), flush=True)
+            print(to_markdown(results[-1], given.peak_tflops), flush=True)
             torch.compiler.reset()
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
         machine = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
