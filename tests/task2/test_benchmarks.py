@@ -68,17 +68,28 @@ def test_the_last_optimisations_of_the_benchmark_are_applied(benchmark, new_loop
 def test_the_benchmark_of_training_measures_the_optimisations_of_this_device(program, faces, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])  # the program adds to it
     flags = ["--batch_size", 2, "--turns", 1, "--steps", 1, "--data_root", faces, "--json", "speed.json"]
+    flags += ["--peak_tflops", 1]
     run = program("../benchmarks/training.py", *flags)
     assert run.returncode == 0, run.stderr
     (result,) = json.loads((tmp_path / "speed.json").read_text())["results"]
     rows = [row["row"] for row in result["table"]]
     assert rows[0] == "plain" and rows[-1] == "train.py" and "+ channels last" in rows and len(rows) >= 7
     assert all(row["images_per_second"] > 0 and row["row"] in run.stdout for row in result["table"])
+    assert all(f"{row['tflop_per_second']:.0%}" in run.stdout for row in result["table"])  # the share of a peak of 1
+    flop = {round(1e12 * row["tflop_per_second"] / row["images_per_second"]) for row in result["table"]}
+    assert max(flop) - min(flop) <= 2 and min(flop) > 1e8
     assert 0 < result["share_of_time_on_data"] < 0.2
     hours = result["hours_for_100k_steps_with_pictures"]
     by_steps = {row["row"]: 1e5 * 2 / row["images_per_second"] / 3600 for row in result["table"]}
     sampling = {name: hours[name] - by_steps[name] for name in hours}
     assert 5 < sampling["plain"] / sampling["train.py"] < 80  # 1000 chains, half of them of one image, instead of 50
+
+
+@pytest.mark.parametrize("name", ["training", "memory", "fid", "patches"])
+def test_each_benchmark_starts_in_a_process_of_its_own(name, tmp_path):
+    """Whose path is not the one that the tests set."""
+    command = [sys.executable, PROGRAMS.parent / f"benchmarks/{name}.py", "--help"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
 
 
 def test_the_benchmark_of_memory_sees_that_activations_are_recomputed(tmp_path):
