@@ -3,27 +3,17 @@
     python benchmarks/patches.py --json report/tables/patches_cpu.json
     python benchmarks/patches.py --networks small --image_resolution 32 --turns 1
 
-The patch sizes of a network take turns in one process, so that other programs slow all of them; a time is the median of
-its turns. Memory is measured as in `memory.py`.
+The patch sizes of a network take turns in one process; a time is the median of the turns. Memory is measured as in
+`memory.py`.
 """
 
-import json
-import multiprocessing
-import statistics
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
+import bench
 import torch
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "image_diffusion_todo"), str(HERE)]
-
-from memory import measure
-
 import speed
-from cli import ArgumentParser, int_range, writable_file
+from cli import int_range
 from model import DiffusionModule
 from network import PATCH_SIZES, UNet
 from scheduler import DDPMScheduler
@@ -32,67 +22,54 @@ NETWORKS = {  # arguments of UNet, and the batch size
     "small": ({"ch": 64, "attn": [2], "num_res_blocks": 1}, 16),
     "the lab's": ({}, 1),
 }
-CPU = torch.device("cpu")
 
 
-def seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+def make_calls(unet: dict, batch_size: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A training step and an evaluation, in the precision that train.py would take."""
+    network = UNet(**unet)
+    model = DiffusionModule(network, DDPMScheduler(1000), precision=speed.select_precision("auto", bench.CPU))
+    speed.place_network(model, bench.CPU, model.precision)
+    adam = speed.adam(list(network.parameters()), 2e-4, bench.CPU)
+    images = torch.randn(batch_size, 3, network.image_resolution, network.image_resolution)
 
+    def train() -> None:
+        adam.zero_grad()
+        model.get_loss(images).backward()
+        adam.step()
 
-def memory(name: str, resolution: int, patch_size: int) -> float:
-    """Peak memory of a training step in GiB, from a process of its own.
+    @torch.no_grad()
+    def evaluate() -> None:
+        model.predict(images, 500)
 
-    It must start from a small one: on Linux, the peak of a new process begins at what its parent holds.
-    """
-    options, batch_size = NETWORKS[name]
-    with multiprocessing.get_context("spawn").Pool(1) as new_process:
-        unet = options | {"image_resolution": resolution, "patch_size": patch_size}
-        return new_process.apply(measure, (unet, batch_size, False))[0]
-
-
-def times(name: str, resolution: int, turns: int) -> dict[int, tuple[float, float]]:
-    """Seconds of a training step and of an evaluation, by patch size, in the precision that train.py would take."""
-    options, batch_size = NETWORKS[name]
-    images = torch.randn(batch_size, 3, resolution, resolution)
-    steps: dict[int, tuple[Callable[[], object], Callable[[], object]]] = {}
-    for patch_size in PATCH_SIZES:
-        network = UNet(**options, image_resolution=resolution, patch_size=patch_size)
-        model = DiffusionModule(network, DDPMScheduler(1000), precision=speed.select_precision("auto", CPU))
-        speed.place_network(model, CPU, model.precision)
-        adam = speed.adam(list(network.parameters()), 2e-4, CPU)
-
-        def train(model: DiffusionModule = model, adam: torch.optim.Adam = adam) -> None:
-            adam.zero_grad()
-            model.get_loss(images).backward()
-            adam.step()
-
-        steps[patch_size] = train, torch.no_grad()(lambda model=model: model.predict(images, 500))
-    measured = [{p: tuple(map(seconds, steps[p])) for p in PATCH_SIZES} for _ in range(turns + 1)]
-    warm = measured[1:]
-    return {p: tuple(statistics.median(turn[p][i] for turn in warm) for i in range(2)) for p in PATCH_SIZES}
+    return train, evaluate
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add("--networks", choices=NETWORKS, nargs="+", default=list(NETWORKS), help="networks to measure")
-    add("--image_resolution", type=int_range(32), default=64, metavar="N", help="height and width of the images")
-    add("--turns", type=int_range(1), default=5, metavar="N", help="turns of each patch size")
-    add("--json", type=writable_file, metavar="FILE", help="also write the results to this file")
+    parser = bench.make_parser(__doc__, turns=5)
+    parser.add_argument("--networks", choices=NETWORKS, nargs="+", default=list(NETWORKS), help="networks to measure")
+    size = {"type": int_range(32), "default": 64, "metavar": "N"}
+    parser.add_argument("--image_resolution", help="height and width of the images", **size)
     args = parser.parse_args()
     print("| network | patch | training step, s | evaluation, s | memory, GiB |\n|---|---|---|---|---|")
+    unets = {
+        (name, p): (options | {"image_resolution": args.image_resolution, "patch_size": p}, batch_size)
+        for name, (options, batch_size) in NETWORKS.items()
+        for p in PATCH_SIZES
+        if name in args.networks
+    }
+    peaks = {key: bench.peak_memory(*unet)[0] for key, unet in unets.items()}  # while this process is small
     rows = []
-    peaks = {(name, p): memory(name, args.image_resolution, p) for name in args.networks for p in PATCH_SIZES}
     for name in args.networks:
-        for p, (step, evaluation) in times(name, args.image_resolution, args.turns).items():
-            print(f"| {name} | {p} | {step:.3f} | {evaluation:.3f} | {peaks[name, p]:.2f} |", flush=True)
+        calls = {(p, i): call for p in PATCH_SIZES for i, call in enumerate(make_calls(*unets[name, p]))}
+        bench.take_turns(calls, 1)  # warm-up
+        seconds = bench.medians(bench.take_turns(calls, args.turns))
+        for p in PATCH_SIZES:
+            step, evaluation, peak = seconds[p, 0], seconds[p, 1], peaks[name, p]
+            print(f"| {name} | {p} | {step:.3f} | {evaluation:.3f} | {peak:.2f} |", flush=True)
             row = {"network": name, "batch_size": NETWORKS[name][1], "image_resolution": args.image_resolution}
-            row |= {"patch_size": p, "step_seconds": step, "evaluation_seconds": evaluation}
-            rows.append(row | {"memory_gib": peaks[name, p]})
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+            row |= {"patch_size": p, "step_seconds": step, "evaluation_seconds": evaluation, "memory_gib": peak}
+            rows.append(row)
+    bench.write_json(args.json, rows)
 
 
 if __name__ == "__main__":

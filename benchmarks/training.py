@@ -5,51 +5,36 @@
     python benchmarks/training.py --json speed.json
 
 The plain loop decodes the images in every epoch, computes attention without a fused kernel, uses PyTorch's default
-Adam, memory format and precision, and reads the loss from the device in every step. All rows take turns, so that other
-programs slow all of them; results are medians over the turns.
+Adam, memory format and precision, and reads the loss from the device in every step. Results are medians over the turns.
 """
 
-import argparse
 import itertools
-import json
 import platform
-import statistics
-import sys
 import tempfile
-import time
+from argparse import Namespace
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import bench
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "image_diffusion_todo"))
-
 import speed
 import train
-from cli import ArgumentParser, exit_on_user_error, float_range, int_range, select_device, writable_file
+from cli import exit_on_user_error, float_range, int_range, select_device
 from data_folder import check_has_data
 from dataset import AFHQDataModule, get_data_iterator, to_tensor
 from images import resize
 from model import DiffusionModule
-from progress import tqdm
 from synthetic_faces import write_synthetic_set
 from trainer import Trainer, build_model, build_network, update_ema
 
-OPTIMISATIONS = (
-    "cached images",
-    "fused attention",
-    "fused Adam",
-    "channels last",
-    "losses read rarely",
-    "TF32",
-    "bf16",
-    "compiled",
-)
+OPTIMISATIONS = ("cached images", "fused attention", "fused Adam", "channels last", "losses read rarely")
+OPTIMISATIONS += ("TF32", "bf16", "compiled")
 FULL = "--image_resolution 64"
 SMALL = "--image_resolution 32 --ch 32 --ch_mult 1 2 2 --attn 1 --num_res_blocks 1"
 
@@ -77,7 +62,7 @@ class Decode:
 class Loop:
     """A training loop with some of the optimisations."""
 
-    def __init__(self, optimisations: frozenset[str], args: argparse.Namespace, data: AFHQDataModule, device: object):
+    def __init__(self, optimisations: frozenset[str], args: Namespace, data: AFHQDataModule, device: object):
         self.optimisations, self.args, self.device = optimisations, args, device
         torch.manual_seed(args.seed)
         self.model = build_model(args, data.num_classes).to(device)
@@ -122,7 +107,7 @@ class Loop:
         return loss.detach()
 
 
-def available_optimisations(args: argparse.Namespace, device: torch.device) -> list[str]:
+def available_optimisations(args: Namespace, device: torch.device) -> list[str]:
     """The optimisations that have an effect on this device."""
     available = {
         "TF32": device.type == "cuda",
@@ -132,27 +117,16 @@ def available_optimisations(args: argparse.Namespace, device: torch.device) -> l
     return [name for name in OPTIMISATIONS if available.get(name, True)]
 
 
-def seconds_per_call(call: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Mean seconds of consecutive calls, with the work that they leave to a GPU."""
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    synchronise()
-    started = time.perf_counter()
-    for _ in range(calls):
-        call()
-    synchronise()
-    return (time.perf_counter() - started) / calls
-
-
-def chain_seconds(model: DiffusionModule, batch_size: int, args: argparse.Namespace, device: torch.device) -> float:
+def chain_seconds(model: DiffusionModule, batch_size: int, args: Namespace, device: torch.device) -> float:
     """Seconds of a reverse chain of T steps, extrapolated from 20 predictions."""
     size = args.image_resolution
     x, t = torch.randn(batch_size, 3, size, size, device=device), torch.full((batch_size,), 5, device=device)
     with torch.no_grad():
-        seconds_per_call(lambda: model.predict(x, t), 3, device)  # warm-up and compilation
-        return seconds_per_call(lambda: model.predict(x, t), 20, device) * args.num_diffusion_train_timesteps
+        bench.seconds_per_call(lambda: model.predict(x, t), 3, device)  # warm-up and compilation
+        return bench.seconds_per_call(lambda: model.predict(x, t), 20, device) * args.num_diffusion_train_timesteps
 
 
-def forward_flop(args: argparse.Namespace) -> float:
+def forward_flop(args: Namespace) -> float:
     """Floating-point operations of a forward pass of one image."""
     size = args.image_resolution
     # The counter has no formula for the fused attention of CPUs.
@@ -161,7 +135,7 @@ def forward_flop(args: argparse.Namespace) -> float:
     return counter.get_total_flops()
 
 
-def measure(args: argparse.Namespace, data: AFHQDataModule, device: torch.device, turns: int, steps: int) -> dict:
+def measure(args: Namespace, data: AFHQDataModule, device: torch.device, turns: int, steps: int) -> dict:
     """Speed of each row, and the hours of 100,000 steps with samples."""
     optimisations = available_optimisations(args, device)
     trainer, batches = Trainer(args, data.num_classes, device, Path()), data.train_batches(args.seed, device)
@@ -182,18 +156,16 @@ def measure(args: argparse.Namespace, data: AFHQDataModule, device: torch.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
-        seconds_per_call(step, 3, device)  # warm-up
+        bench.seconds_per_call(step, 3, device)  # warm-up
         if device.type == "cuda":
             memory[name] = (torch.cuda.max_memory_allocated(device) - before) / 2**30
-    seconds: dict[str, list[float]] = {name: [] for name in rows}
-    for _ in tqdm(range(turns), desc=f"batch {args.batch_size}", unit="turn"):
-        for name, step in rows.items():
-            seconds[name].append(seconds_per_call(step, steps, device))
 
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    flop = 3 * forward_flop(args) * args.batch_size  # the backward pass takes twice the forward pass
     index = itertools.count()
-    loading = statistics.median(seconds_per_call(lambda: batches[next(index)], steps, device) for _ in range(turns))
+    rows["loading"] = lambda: batches[next(index)]
+    seconds = bench.take_turns(rows, turns, steps, device)
+    median = bench.medians(seconds)
+    del seconds["loading"]
+    flop = 3 * forward_flop(args) * args.batch_size  # the backward pass takes twice the forward pass
     # The skeleton samples 4 + 1 images in two chains every 200 steps; train.py samples 4 in one every 2000.
     plain.model.eval()
     with process_settings(()):
@@ -213,8 +185,8 @@ def measure(args: argparse.Namespace, data: AFHQDataModule, device: torch.device
             }
             for name, times in seconds.items()
         ],
-        "share_of_time_on_data": loading / median["train.py"],
-        "hours_for_100k_steps_with_pictures": {n: (1e5 * median[n] + sampling[n]) / 3600 for n in sampling},
+        "share_of_time_on_data": median["loading"] / median["train.py"],
+        "hours_for_100k_steps_with_samples": {n: (1e5 * median[n] + sampling[n]) / 3600 for n in sampling},
     }
 
 
@@ -227,25 +199,23 @@ def to_markdown(result: dict, peak_tflops: float | None = None) -> str:
         share = f"{row['tflop_per_second'] / peak_tflops:.0%}" if peak_tflops else ""
         memory = "" if row["activations_gib"] is None else f"{row['activations_gib']:.2f}"
         lines.append(f"| {row['row']} | {numbers} | {row['tflop_per_second']:.3f} | {share} | {memory} |")
-    hours = result["hours_for_100k_steps_with_pictures"]
+    hours = result["hours_for_100k_steps_with_samples"]
     lines.append(f"\nShare of train.py's time spent on loading images: {result['share_of_time_on_data']:.2%}")
     lines.append(f"100,000 steps with samples: {hours['plain']:.2f} h plain, {hours['train.py']:.2f} h with train.py\n")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__)
+    parser = bench.make_parser(__doc__, turns=5)
     add = parser.add_argument
     add("--full", action="store_true", help="the lab's network at 64x64 instead of a small one at 32x32")
     add("--batch_size", type=int_range(1), nargs="+", default=[16], metavar="N", help="one table for each")
-    add("--turns", type=int_range(1), default=5, metavar="N", help="turns of each row")
     add("--steps", type=int_range(1), default=4, metavar="N", help="steps per turn")
     add("--compile", choices=speed.AUTO_ON_OFF, default="auto", help="auto: on GPUs")
     add("--data_root", type=Path, metavar="DIR", help="images to train on instead of synthetic faces")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, mps; auto: a GPU if there is one")
     peak = "what the device can do at most, to print the share of it"
     add("--peak_tflops", type=float_range(0, 1e6), metavar="X", help=peak)
-    add("--json", type=writable_file, metavar="FILE", help="also write the results to this file")
     given = parser.parse_args()
     with exit_on_user_error(), tempfile.TemporaryDirectory() as folder:
         device = select_device(given.device)
@@ -265,8 +235,7 @@ def main() -> None:
             torch.compiler.reset()
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
         machine = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
-        if given.json:
-            given.json.write_text(json.dumps(machine | {"results": results}, indent=2) + "\n")
+        bench.write_json(given.json, machine | {"results": results})
 
 
 if __name__ == "__main__":

@@ -161,11 +161,11 @@ def speed() -> Rows:
 
 
 def cost() -> Rows:
-    """Hours of 100,000 steps with their pictures, extrapolated."""
+    """Hours of 100,000 steps with their samples, extrapolated."""
     rows = [["network", "batch", "plain loop, hours", "`train.py`, hours"]]
     for network, name in (("small, 32x32", "speed_cpu"), ("the lab's, 64x64", "speed_cpu_full")):
         result = load(name)["results"][0]
-        hours = result["hours_for_100k_steps_with_pictures"]
+        hours = result["hours_for_100k_steps_with_samples"]
         rows.append([network, str(result["batch_size"]), f"{hours['plain']:.3g}", f"{hours['train.py']:.3g}"])
     return rows
 

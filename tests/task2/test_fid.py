@@ -209,24 +209,3 @@ def test_bad_values_end_in_one_line(flag, value, folders, program):
 
 def test_one_folder_alone_has_no_distance(folders, program):
     assert refused(program(PROGRAM, folders[0]), "GEN_DIR")
-
-
-# The benchmark.
-
-
-def test_the_benchmark_measures_both_programs(no_weights, tmp_path, program, monkeypatch):
-    """With random weights where there are none."""
-    monkeypatch.setattr(sys, "path", [*sys.path])  # the program adds to it
-    small = ["--dims", 64, "--real", 90, "--generated", 80, "--pictures", 3, "--rounds", 2, "--json", "fid.json"]
-    run = program("../benchmarks/fid.py", *small)
-    assert run.returncode == 0, run.stderr
-    found = json.loads((tmp_path / "fid.json").read_text())
-    assert found["random_weights"]
-    assert [row["what"].split(",")[0] for row in found["rows"]] == ["distance", "network", "whole", "whole"]
-    for row in found["rows"]:
-        assert row["what"] in run.stdout
-        assert row["relative_difference"] < 1e-4
-        for times in (row["pytorch_fid"], row["ours"]):
-            assert 0 < times["lowest"] <= times["median"] <= times["highest"]
-        assert row["speedup"] == pytest.approx(row["pytorch_fid"]["median"] / row["ours"]["median"])
-    assert [path.name for path in tmp_path.iterdir()] == ["fid.json"]
