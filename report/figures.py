@@ -5,36 +5,39 @@
 
 The runs are all that are somewhere below the folders of --runs. `--out` gets
 
-    figures/schedules.svg                          beta, alpha-bar and log-SNR of the three schedules; needs no run
-    figures/losses.svg                             the loss of each predictor under each schedule
-    figures/trajectories.png                       from the same noise to an image under each schedule
-    figures/trajectories_preconditioned.png        the same of preconditioned models, if there are any
-    figures/predictor_samples.png                  8 samples of each predictor, all from the same noise
-    figures/predictor_samples_preconditioned.png   the same of preconditioned models, if there are any
-    figures/best_samples.png                       the first 64 samples of the model with the best distance
-    tables/runs.csv                                the runs that all this is about
-    tables/best.csv                                the lowest of the distances in --fid, and the model that has it
+    figures/schedules.svg                     beta, alpha-bar and log-SNR of the three schedules; needs no run
+    figures/losses.svg                        the loss of each predictor under each schedule
+    figures/trajectories.png                  from the same noise to an image under each schedule, not clipped
+    figures/trajectories_preconditioned.png   the same of preconditioned models, clipped, if there are any
+    figures/mean_colour.svg                   the mean colour of the chains behind the first, clipped or not
+    figures/predictor_samples.png             8 samples of each predictor, all from the same noise
+    figures/best_samples.png                  the first 64 samples of the model with the best distance
+    tables/runs.csv                           the runs that all this is about
+    tables/best.csv                           the lowest of the distances in --fid, and the model that has it
 
-A figure compares either baseline models (direct, plain loss) or preconditioned ones with loss weights min(SNR, 5).
-Missing runs are named. Samples come from the averaged weights of `last.ckpt` by all T steps of DDPM from seed 0: up to
-rounding, they are the first images of `sampling.py --no-clip_x0` on the same kind of device.
+Baseline models are direct, with the plain loss; preconditioned ones have loss weights min(SNR, 5). Missing runs are
+named. Samples come from the averaged weights of `last.ckpt` by all T steps of DDPM from seed 0: up to rounding, they
+are the first images of `sampling.py` on the same kind of device.
 """
 
 import io
 import re
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 import common
 import speed
-from cli import ArgumentParser, exit_on_user_error, int_range, one_line, select_device
+from cli import ArgumentParser, exit_on_user_error, one_line, select_device
 from common import FORMS, WIDTH, draw_strips, label_log_axis, plt
 from data_folder import check_writable
+from dataset import AFHQDataModule
 from image_grid import contact_sheet, image_grid, trajectory_frames, trajectory_image
+from prediction import to_x0_and_eps
 from progress import tqdm
 from runs import Key, Run, best_of, choose_runs, find_runs, flags_of, read_distances
 from samplers import ImageNoise, half_log_snr
@@ -91,28 +94,100 @@ def thinned(losses: Sequence[tuple[int, float]], most: int = 200) -> tuple[list[
     return [group[-1, 0] for group in groups], [group[:, 1].mean() for group in groups]
 
 
-def frames_of(run: Run, count: int, device: torch.device) -> torch.Tensor:
-    """Ten frames [10, count, 3, H, W] of `count` reverse chains, noise first; the noise is the same for every run."""
-    ddpm = common.load_model(run.folder / "last.ckpt")
+class Chains(NamedTuple):
+    """`NUM_SAMPLES` reverse chains of a model, from the same noise for every model."""
+
+    frames: torch.Tensor  # x_t at ten times [10, B, 3, H, W], noise first
+    x_0: torch.Tensor  # the x_0 predicted from each of them; of the last frame, the image itself
+    times: list[int]  # steps left, T ... 0
+    colour: torch.Tensor  # root mean square over images and channels of the mean colour of x_t [T + 1], noise first
+
+
+@cache
+def reverse_chains(checkpoint: Path, clip_x0: bool, device: torch.device) -> Chains:
+    """Run all T steps of DDPM."""
+    ddpm = common.load_model(checkpoint)
     speed.place_network(ddpm, device)
-    noise = ImageNoise(SEED, range(count), ddpm.image_resolution, device)
-    return trajectory_frames(ddpm.reverse_process(count, randn_like=noise), ddpm.var_scheduler.num_train_timesteps)
+    scheduler, noise = ddpm.var_scheduler, ImageNoise(SEED, range(NUM_SAMPLES), ddpm.image_resolution, device)
+    T = scheduler.num_train_timesteps
+    colour = []
+
+    def measured() -> Iterator[torch.Tensor]:
+        for x_t in ddpm.reverse_process(NUM_SAMPLES, clip_x0=clip_x0, randn_like=noise):
+            colour.append(rms_of_means(x_t))
+            yield x_t
+
+    frames = trajectory_frames(measured(), T)
+    times = trajectory_frames((torch.tensor(t) for t in range(T, -1, -1)), T).tolist()
+    x_0 = frames.clone()
+    for i, t in enumerate(times[:-1]):
+        x_t = frames[i].to(device)
+        with torch.no_grad():
+            x_0[i] = to_x0_and_eps(ddpm.predict(x_t, t - 1), x_t, t - 1, ddpm.predictor, scheduler)[0]
+    return Chains(frames, x_0, times, torch.stack(colour).cpu())
 
 
-def draw_trajectories(runs: Sequence[Run], chains: int, device: torch.device) -> plt.Figure:
-    """The chains to the same images under each schedule, below their timesteps from T (noise) to 0 (image)."""
-    T = runs[0].config["num_diffusion_train_timesteps"]
-    first, *times = trajectory_frames((torch.tensor(t) for t in range(T, -1, -1)), T).tolist()
-    bar = tqdm(runs, desc="trajectories", unit="run", leave=False)
-    strips = {run.config["mode"]: trajectory_image(frames_of(run, chains, device)) for run in bar}
+def rms_of_means(images: torch.Tensor) -> torch.Tensor:
+    """The root mean square, over images [B, 3, H, W] and channels, of their mean colour."""
+    return images.mean(dim=(2, 3)).square().mean().sqrt()
+
+
+def chains_of(runs: Sequence[Run], clip_x0: bool, device: torch.device) -> dict[str, Chains]:
+    """The chains of runs, by their schedules."""
+    bar = tqdm(runs, desc="reverse chains", unit="run", leave=False)
+    return {run.config["mode"]: reverse_chains(run.folder / "last.ckpt", clip_x0, device) for run in bar}
+
+
+def draw_trajectories(runs: Sequence[Run], clip_x0: bool, device: torch.device) -> plt.Figure:
+    """The chain to the same image under each schedule, with the predicted x_0, below the numbers of steps left."""
+    strips = {}
+    for mode, chains in chains_of(runs, clip_x0, device).items():
+        strips[f"{mode}: $x_t$"] = trajectory_image(chains.frames[:, :1])
+        strips[f"{mode}: $x_0$"] = trajectory_image(chains.x_0[:, :1])
+    first, *times = chains.times
     return draw_strips(strips, [f"t = {first}", *map(str, times)], _note(runs))
 
 
-def draw_samples(runs: Sequence[Run], device: torch.device) -> plt.Figure:
-    """The same 8 images as each predictor makes them."""
-    bar = tqdm(runs, desc="samples", unit="run", leave=False)
-    grids = ((run.config["predictor"], frames_of(run, NUM_SAMPLES, device)[-1]) for run in bar)
-    return draw_strips({name: image_grid(images, NUM_SAMPLES) for name, images in grids}, note=_note(runs))
+def draw_mean_colour(runs: Sequence[Run], real: torch.Tensor | None, device: torch.device) -> plt.Figure:
+    """The mean colour along the chain under each schedule; grey: of noised real images [N, 3, H, W]."""
+    fig, axes = plt.subplots(1, len(runs), figsize=(WIDTH, 1.9), sharey=True, layout="constrained", squeeze=False)
+    unclipped, clipped = (chains_of(runs, clip_x0, device) for clip_x0 in (False, True))
+    for ax, run in zip(axes[0], runs, strict=True):
+        mode, ddpm = run.config["mode"], common.load_model(run.folder / "last.ckpt")
+        left = range(ddpm.var_scheduler.num_train_timesteps, -1, -1)
+        if real is not None:
+            alpha_bar = np.array([ddpm.var_scheduler.alpha_bars[t - 1] for t in left])
+            expected = alpha_bar * rms_of_means(real).item() ** 2 + (1 - alpha_bar) / real[0, 0].numel()
+            ax.plot(left, expected**0.5, color="0.7", linewidth=3, label="real images, noised")
+        ax.plot(left, unclipped[mode].colour, "-k", label="not clipped")
+        ax.plot(left, clipped[mode].colour, "--k", label="clipped")
+        ax.set(xlabel="steps left", yscale="log", title=f"{mode} schedule")
+        ax.invert_xaxis()
+        ax.grid()
+    axes[0, 0].set_ylabel("mean colour of $x_t$")
+    axes[0, -1].legend()
+    return fig
+
+
+def draw_samples(runs: Sequence[Run], real: torch.Tensor | None, device: torch.device) -> plt.Figure:
+    """The same 8 images as each predictor makes them, baselines unclipped and clipped; the first 8 real images."""
+    rows = {}
+    for run in tqdm(runs, desc="samples", unit="run", leave=False):
+        path, name = run.folder / "last.ckpt", run.config["predictor"]
+        if run.config["parametrization"] == "direct":
+            rows[name] = reverse_chains(path, False, device).frames[-1]
+            rows[f"{name}, clipped"] = reverse_chains(path, True, device).frames[-1]
+        else:
+            rows[f"{name}, precond."] = reverse_chains(path, True, device).frames[-1]
+    if real is not None:
+        rows["real"] = real[torch.arange(NUM_SAMPLES) % len(real)]
+    return draw_strips({name: image_grid(images, NUM_SAMPLES) for name, images in rows.items()}, note=_note(runs))
+
+
+def read_real_images(data_root: Path, resolution: int) -> torch.Tensor:
+    """Up to 500 validation images [N, 3, R, R] in [-1, 1]."""
+    data = AFHQDataModule(data_root, max_num_images_per_cat=500, image_resolution=resolution)
+    return torch.stack([image for image, _ in data.val_ds])
 
 
 def _note(runs: Sequence[Run]) -> str:
@@ -147,8 +222,8 @@ def main() -> None:
     add("--out", type=Path, default=common.ROOT / "report", metavar="DIR", help=what)
     add("--predictor", choices=PREDICTORS, default="noise", help="of the trajectories")
     add("--roll", type=Path, metavar="DIR", help="results of Task 1, to be copied")
-    add("--chains", type=int_range(1, 2), default=1, metavar="N", help="trajectories a schedule")
-    add("--mode", choices=MODES, default="cosine", help="of the predictors' samples")
+    add("--mode", choices=MODES, default="linear", help="of the predictors' samples")
+    add("--data_root", type=Path, metavar="DIR", help="the runs' data, to show real images beside the samples")
     add("--device", type=select_device, default="auto", metavar="NAME", help="auto, cpu, cuda, mps")
     args = parser.parse_args()
     if args.samples and len(args.samples) != len(args.fid):
@@ -181,22 +256,31 @@ def main() -> None:
             contact_sheet(folder, 64, per_row=8).save(sheet, format="PNG")
             write("figures/best_samples.png", sheet.getvalue())
 
-        baseline = [(mode, predictor, "direct", FORMS["direct"]) for predictor in PREDICTORS for mode in MODES]
-        figures = {"figures/losses.svg": (draw_losses, baseline)}
-        for form, suffix in zip(FORMS.items(), ("", "_preconditioned"), strict=True):
-            figures |= {
-                f"figures/trajectories{suffix}.png": (
-                    partial(draw_trajectories, chains=args.chains, device=args.device),
-                    [(mode, args.predictor, *form) for mode in MODES],
-                ),
-                f"figures/predictor_samples{suffix}.png": (
-                    partial(draw_samples, device=args.device),
-                    [(args.mode, predictor, *form) for predictor in PREDICTORS],
-                ),
-            }
+        def key(mode: str, predictor: str, form: str) -> Key:
+            return mode, predictor, form, FORMS[form]
+
+        real = None
+        if args.data_root and runs:
+            real = read_real_images(args.data_root, next(iter(runs.values())).config["image_resolution"])
+        by_mode = {form: [key(mode, args.predictor, form) for mode in MODES] for form in FORMS}
+        by_predictor = {form: [key(args.mode, predictor, form) for predictor in PREDICTORS] for form in FORMS}
+        device = args.device
+        figures = {
+            "figures/losses.svg": (
+                draw_losses,
+                [key(mode, predictor, "direct") for predictor in PREDICTORS for mode in MODES],
+            ),
+            "figures/trajectories.png": (partial(draw_trajectories, clip_x0=False, device=device), by_mode["direct"]),
+            "figures/mean_colour.svg": (partial(draw_mean_colour, real=real, device=device), by_mode["direct"]),
+            "figures/predictor_samples.png": (
+                partial(draw_samples, real=real, device=device),
+                by_predictor["direct"] + [k for k in by_predictor["preconditioned"] if k in runs],
+            ),
+        }
+        if runs.keys() & set(by_mode["preconditioned"]):  # optional in the report
+            draw = partial(draw_trajectories, clip_x0=True, device=device)
+            figures["figures/trajectories_preconditioned.png"] = draw, by_mode["preconditioned"]
         for product, (draw, keys) in figures.items():
-            if "preconditioned" in product and not runs.keys() & set(keys):
-                continue  # optional in the report
             if shown := comparable_runs(product, keys, runs):
                 write(product, draw(shown))
 

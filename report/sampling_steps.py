@@ -6,10 +6,12 @@ Each number of --steps is measured with DPM-Solver and DDIM; the last row is DDP
 bound the scale: as many random training images against the same validation images, and images of uniform noise.
 `DIR/eval` must hold the validation images at the size of the model (`dataset.py --image_resolution`). The results of
 measure_fid.py stand beside the samples, for `figures.py --fid`. An interrupted call resumes when it is repeated. All
-rows of a table are of one model, which the table names by a hash.
+rows of a table are of one model, which the table names by a hash. An SVG beside the table plots it.
 """
 
+import argparse
 import asyncio
+import itertools
 import random
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ from PIL import Image
 
 import common
 from cli import ArgumentParser, UserError, exit_on_user_error, int_range, writable_file
-from common import measure, read_table, run_program
+from common import measure, plt, read_table, run_program
 from data_folder import check_has_data
 from fid.inception import WIDTHS
 from images import list_images, read_image, resize
@@ -28,7 +30,7 @@ from samplers import METHODS, sampling_timesteps
 from sampling import model_hash
 from scheduler import DDPMScheduler
 
-COLUMNS = ("sample_method", "steps", "images", "distance", "kid", "name", "model")
+COLUMNS = ("sample_method", "steps", "images", "clip_x0", "distance", "kid", "name", "model")
 
 
 def real_images(data_root: Path, number: int, resolution: int) -> Iterator[Image.Image]:
@@ -61,6 +63,26 @@ def settings(methods: Collection[str], steps: Iterable[int], scheduler: DDPMSche
     return {(name, len(sampling_timesteps(scheduler, name, n))): n for name, n in wanted if name in methods}
 
 
+def draw_distances(rows: list[dict[str, str]], num_samples: str) -> plt.Figure:
+    """The distance over the NFE of each sampler, for the rows with one number of samples; clipped chains."""
+    fig, ax = plt.subplots(figsize=(common.WIDTH / 2, 2.3), layout="constrained")
+    rows = [row for row in rows if row["images"] == num_samples]
+    for (method, marker), clip in itertools.product(zip(METHODS, "^os", strict=True), ("True", "False")):
+        own = [row for row in rows if (row["sample_method"], row["clip_x0"]) == (method, clip)]
+        points = sorted((int(row["steps"]), float(row["distance"])) for row in own)
+        if points:
+            look = {"fillstyle": "full" if clip == "True" else "none", "linestyle": "-" if clip == "True" else "--"}
+            label = method if clip == "True" else f"{method}, not clipped"
+            ax.plot(*zip(*points, strict=True), color="black", marker=marker, markersize=4, label=label, **look)
+    floor = next(float(row["distance"]) for row in rows if row["sample_method"] == "real images")
+    ax.axhline(floor, color="0.6", label="real images")
+    ax.set(xlabel="NFE", ylabel=rows[0]["name"], xscale="log", ylim=(0, None))
+    common.label_log_axis(ax.xaxis)
+    ax.grid()
+    ax.legend()
+    return fig
+
+
 def main() -> None:
     """The program."""
     parser = ArgumentParser(description=__doc__)
@@ -73,6 +95,7 @@ def main() -> None:
     add("--steps", type=int_range(1), nargs="+", default=[20, 50, 100, 250, 1000], metavar="N", help=what)
     add("--methods", choices=METHODS, nargs="+", default=METHODS, help="samplers (default: all)")
     add("--num_samples", type=int_range(2), default=500, metavar="N", help="images for each row")
+    add("--clip_x0", action=argparse.BooleanOptionalAction, default=True, help="clamp each predicted x_0 to [-1, 1]")
     add("--dims", type=int, choices=WIDTHS, default=2048, help="features of pytorch-fid's Inception")
     args = parser.parse_args()
     with exit_on_user_error(interrupted="stopped; the same command resumes"), TemporaryDirectory() as temporary:
@@ -85,22 +108,24 @@ def main() -> None:
             raise UserError(f"argument --dims: {args.out} has rows of {', '.join(others)}, not {name}")
         if any(row["model"] != model for row in rows):
             raise UserError(f"argument --out: {args.out} is about another model than {args.ckpt_path}")
-        done = {tuple(row[name] for name in COLUMNS[:3]) for row in rows}
+        done = {tuple(row[name] for name in COLUMNS[:4]) for row in rows}
 
         to_measure = settings(args.methods, args.steps, ddpm.var_scheduler)
         for method, nfe in [*((name, 0) for name in BOUNDS), *to_measure]:
-            key = method, str(nfe), str(args.num_samples)
+            bound = method in BOUNDS
+            key = method, str(nfe), str(args.num_samples), "" if bound else str(args.clip_x0)
             if key in done:
                 continue
-            parent = temporary if method in BOUNDS else args.save_dir
-            folder = Path(parent, str(args.num_samples), f"{method}-{nfe}").resolve()
-            if method in BOUNDS:
+            name = f"{method}-{nfe}" + "-unclipped" * (not args.clip_x0)
+            folder = Path(temporary if bound else args.save_dir, str(args.num_samples), name).resolve()
+            if bound:
                 folder.mkdir(parents=True)
                 for i, image in enumerate(BOUNDS[method](args.data_root, args.num_samples, ddpm.image_resolution)):
                     image.save(folder / f"{i}.png")
             else:
                 flags = ["--ckpt_path", args.ckpt_path, "--save_dir", folder, "--num_samples", args.num_samples]
-                flags += ["--sample_method", method, "--num_inference_steps", to_measure[method, nfe], "--no-clip_x0"]
+                flags += ["--sample_method", method, "--num_inference_steps", to_measure[method, nfe]]
+                flags += [] if args.clip_x0 else ["--no-clip_x0"]
                 asyncio.run(run_program("sampling.py", *flags))
             flags = "--network", "pytorch-fid", "--dims", args.dims, "--kid"
             found = asyncio.run(measure(args.data_root / "eval", folder, *flags))
@@ -108,6 +133,7 @@ def main() -> None:
             rows.append(dict(zip(COLUMNS, values, strict=True)))
             common.write(args.out, rows)
             print(*values, flush=True)
+        common.write(args.out.with_suffix(".svg"), draw_distances(rows, str(args.num_samples)))
 
 
 if __name__ == "__main__":

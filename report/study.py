@@ -1,13 +1,12 @@
-"""Train, sample and measure every combination of schedule, predictor and parametrization with the same budget.
+"""Train, sample and measure combinations of schedule, predictor and parametrization with the same budget.
 
     python report/study.py --data_root DIR --work_dir DIR --minutes 60
     python report/study.py --data_root DIR --work_dir DIR --flags "--ch 64" --train_num_steps 20000
 
-The baseline trains each of the 3 schedules x 3 predictors directly with the plain loss; a second form is preconditioned
-and weights the loss by min(SNR, 5). All runs share budget, network and seed (--seeds names several). The result is the
-FID-768 of 500 samples against the validation images in DIR/eval, which must have the model's size (`dataset.py
---image_resolution`). Samples take 20 DPM-Solver steps, or all T steps of DDPM with `--sample_method ddpm`; direct mean
-prediction, which diverges when steps are skipped, always takes DDPM.
+The baseline is trained directly with the plain loss; the other form is preconditioned and weights the loss by
+min(SNR, 5). All runs share budget, network and seed (--seeds names several). The result is the FID-768 of 500 samples
+against the validation images in DIR/eval, which must have the model's size (`dataset.py --image_resolution`).
+`--sampling` and `--no-clip_x0` say how the samples are drawn; with other values, the same runs are sampled again.
 
 The table gets a row when a run is done. After --minutes or Ctrl-C, unfinished runs are saved, and the same command
 resumes them; finished runs are only sampled. `--jobs 2` trains two runs side by side (on a CPU, set OMP_NUM_THREADS to
@@ -18,6 +17,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import re
 from pathlib import Path
 
 import common
@@ -29,22 +29,22 @@ from fid.inception import PytorchFidInception
 from scheduler import MODES, PREDICTORS
 from speed import PRECISIONS, select_precision
 
-# A network that trains on a CPU; T is small so that sampling is affordable too.
+# A network that trains on a CPU, at the lab's image size and length of the chain.
 SMALL = (
-    "--image_resolution 32 --ch 32 --ch_mult 1 2 2 --attn 2 --num_res_blocks 1 --dropout 0 --hflip "
-    "--num_diffusion_train_timesteps 100 --beta_1 1e-3 --beta_T 0.2 --batch_size 16 --learning_rate 1e-3 "
-    "--ema_decay 0.995 --max_num_images_per_cat -1"
+    "--image_resolution 64 --patch_size 2 --ch 32 --ch_mult 1 2 2 --attn 2 --num_res_blocks 1 --dropout 0 --hflip "
+    "--batch_size 16 --learning_rate 5e-4 --ema_decay 0.999 --max_num_images_per_cat -1"
 )
+SAMPLING = "--sample_method ddim --eta 1 --num_inference_steps 100"  # a tenth of the cost of all T steps of DDPM
 SETTINGS = ("mode", "predictor", "parametrization", "loss_weight", "precision", "seed")
-COLUMNS = (*SETTINGS, "steps", "images", "sampler", "fid768")
+COLUMNS = (*SETTINGS, "steps", "images", "sampling", "clip_x0", "fid768")
 
 
 def wanted_rows(args: argparse.Namespace, precision: str) -> list[dict[str, object]]:
     """The rows that the table should have, without their FID."""
     rows = []
     for form, predictor, mode, seed in itertools.product(args.forms, args.predictors, args.modes, args.seeds):
-        sampler = "ddpm" if (predictor, form) == ("mean", "direct") else args.sample_method
-        values = mode, predictor, form, FORMS[form], precision, seed, args.train_num_steps, args.num_samples, sampler
+        values = mode, predictor, form, FORMS[form], precision, seed, args.train_num_steps
+        values += args.num_samples, args.sampling, args.clip_x0
         rows.append(dict(zip(COLUMNS, map(str, values), strict=False)))
     return rows
 
@@ -83,9 +83,11 @@ async def one_run(row: dict[str, str], args: argparse.Namespace) -> float:
     await run_program("train.py", *flags, cwd=folder)
 
     (checkpoint,) = folder.glob("results/*/*/*/last.ckpt")
-    samples = folder / f"samples-{row['steps']}-{row['images']}-{row['sampler']}"
-    flags = ["--ckpt_path", checkpoint, "--save_dir", samples, "--num_samples", row["images"], "--no-clip_x0"]
-    await run_program("sampling.py", *flags, "--sample_method", row["sampler"], "--precision", row["precision"])
+    clip = "--clip_x0" if row["clip_x0"] == "True" else "--no-clip_x0"
+    settings = " ".join((row["steps"], row["images"], row["sampling"], clip))
+    samples = folder / re.sub(r"\W+", "-", f"samples {settings}")
+    flags = ["--ckpt_path", checkpoint, "--save_dir", samples, "--num_samples", row["images"], clip]
+    await run_program("sampling.py", *flags, *row["sampling"].split(), "--precision", row["precision"])
     await run_program("image_grid.py", samples, "--out", samples.with_suffix(".png"), "--count", 32)
     return (await measure(args.data_root.resolve() / "eval", samples, "--dims", 768))["distance"]
 
@@ -123,7 +125,8 @@ def main() -> None:
     add("--flags", default=SMALL, metavar="TEXT", help="train.py flags of all runs (default: a network for a CPU)")
     add("--train_num_steps", type=int_range(1), default=3000, metavar="N", help="of each run")
     add("--num_samples", type=int_range(2), default=500, metavar="N", help="of each run")
-    add("--sample_method", choices=["dpm", "ddpm"], default="dpm", help="direct mean prediction always takes ddpm")
+    add("--sampling", default=SAMPLING, metavar="TEXT", help="sampling.py flags of all samples")
+    add("--clip_x0", action=argparse.BooleanOptionalAction, default=True, help="clamp each predicted x_0 to [-1, 1]")
     add("--jobs", type=int_range(1), default=1, metavar="N", help="runs side by side")
     add("--seeds", type=int_range(0), nargs="+", default=[63], metavar="N", help="training seeds")
     add("--modes", choices=MODES, nargs="+", default=MODES, help="schedules (default: all)")

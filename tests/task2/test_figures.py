@@ -17,10 +17,11 @@ import image_grid
 import runs
 from checkpoint import write_checkpoint
 from conftest import SMALL_FLAGS, SMALL_UNET
-from dataset import tensor_to_pil_image
+from dataset import CachedAFHQDataset, tensor_to_pil_image
 from model import DiffusionModule
 from network import UNet
 from oracles import alpha_bars_by_definition, awake, betas_by_definition, only_run, refused
+from prediction import to_x0_and_eps
 from samplers import ImageNoise
 from scheduler import MODES, PREDICTORS, DDPMScheduler
 
@@ -28,6 +29,7 @@ FIGURES = "../report/figures.py"
 T, SIZE = 12, 8  # of the small network
 FRAMES = [0, 1, 3, 4, 5, 7, 8, 9, 11, 12]  # steps taken, evenly spaced over T
 TRAJECTORIES, SAMPLES, LOSSES = "figures/trajectories.png", "figures/predictor_samples.png", "figures/losses.svg"
+COLOUR = "figures/mean_colour.svg"
 PRECONDITIONED = {"parametrization": "preconditioned", "loss_weight": "min-snr"}
 
 
@@ -70,16 +72,20 @@ def folder_of(root, mode, predictor, form="direct"):
     return folder
 
 
-def chain_of(folder, count):
-    """All x_t of the reverse chains of seed 0, straight from the scheduler's steps; [T + 1, count, ...]."""
+def chain_of(folder, count, clip_x0=False):
+    """All x_t and x_0 [T + 1, count, ...] of the reverse chains of seed 0, straight from the scheduler's steps."""
     ddpm = DiffusionModule(None, None).eval()
     ddpm.load(folder / "last.ckpt")
     noise = ImageNoise(0, range(count), SIZE, torch.device("cpu"))
-    x_t = [noise(None)]
+    x_t, x_0, schedule = [noise(None)], [], ddpm.var_scheduler
     with torch.no_grad():
         for t in reversed(range(T)):
-            x_t.append(ddpm.var_scheduler.step(x_t[-1], t, ddpm.predict(x_t[-1], t), ddpm.predictor, noise(None)))
-    return torch.stack(x_t)
+            output, kind = ddpm.predict(x_t[-1], t), ddpm.predictor
+            x_0.append(to_x0_and_eps(output, x_t[-1], t, kind, schedule)[0])
+            if clip_x0:
+                output, kind = x_0[-1].clamp(-1, 1), "x0"
+            x_t.append(schedule.step(x_t[-1], t, output, kind, noise(None)))
+    return torch.stack(x_t), torch.stack([*x_0, x_t[-1]])
 
 
 def shown(path, rows, per_row, per_run=1, bottom=0):
@@ -110,23 +116,29 @@ def made(out):
     return {path.relative_to(out).as_posix() for path in out.rglob("*.*")}
 
 
-def test_all_products_show_their_runs(program, all_runs, tmp_path):
+def test_all_products_show_their_runs(program, all_runs, tmp_path, faces):
     out = tmp_path / "out"
-    run = program(FIGURES, "--runs", all_runs, "--out", "out")
+    run = program(FIGURES, "--runs", all_runs, "--out", "out", "--mode", "cosine", "--data_root", faces)
     assert run.returncode == 0, run.stderr
-    products = {"figures/schedules.svg", TRAJECTORIES, SAMPLES, LOSSES, "tables/runs.csv"}
-    products |= {"figures/trajectories_preconditioned.png", "figures/predictor_samples_preconditioned.png"}
+    products = {"figures/schedules.svg", TRAJECTORIES, SAMPLES, LOSSES, COLOUR, "tables/runs.csv"}
+    products |= {"figures/trajectories_preconditioned.png"}
     assert made(out) == products and all(f"out/{path}" in run.stdout for path in products)
 
-    rows = shown(out / TRAJECTORIES, 3, 10)[:, 0]
-    for row, mode in zip(rows, MODES, strict=True):
-        assert same(row, chain_of(folder_of(all_runs, mode, "noise"), 1)[FRAMES, 0])
-    assert np.array_equal(rows[0, 0], rows[1, 0]) and np.array_equal(rows[0, 0], rows[2, 0])
-    (row,) = shown(out / "figures/trajectories_preconditioned.png", 1, 10)[:, 0]
-    assert same(row, chain_of(folder_of(all_runs, "cosine", "noise", "preconditioned"), 1)[FRAMES, 0])
-    for path, form in [(SAMPLES, "direct"), ("figures/predictor_samples_preconditioned.png", "preconditioned")]:
-        for row, predictor in zip(shown(out / path, 3, 8)[:, 0], PREDICTORS, strict=True):
-            assert same(row, chain_of(folder_of(all_runs, "cosine", predictor, form), 8)[-1])
+    rows = shown(out / TRAJECTORIES, 6, 10)[:, 0]
+    for x_t, x_0, mode in zip(rows[::2], rows[1::2], MODES, strict=True):
+        chain = chain_of(folder_of(all_runs, mode, "noise"), 8)
+        assert same(x_t, chain[0][FRAMES, 0]) and same(x_0, chain[1][FRAMES, 0])
+    assert np.array_equal(rows[0, 0], rows[2, 0]) and np.array_equal(rows[0, 0], rows[4, 0])
+    x_t, _ = shown(out / "figures/trajectories_preconditioned.png", 2, 10)[:, 0]
+    assert same(x_t, chain_of(folder_of(all_runs, "cosine", "noise", "preconditioned"), 8, clip_x0=True)[0][FRAMES, 0])
+
+    rows = [("direct", predictor, clip) for predictor in PREDICTORS for clip in (False, True)]
+    rows += [("preconditioned", predictor, True) for predictor in PREDICTORS]
+    *images, real = shown(out / SAMPLES, 10, 8)[:, 0]
+    for row, (form, predictor, clip) in zip(images, rows, strict=True):
+        assert same(row, chain_of(folder_of(all_runs, "cosine", predictor, form), 8, clip)[0][-1])
+    val = CachedAFHQDataset(faces, "val", SIZE)
+    assert same(real, torch.stack([val[i % len(val)][0] for i in range(8)]))
 
     rows = table(out / "tables/runs.csv")
     assert [(row["parametrization"], row["predictor"], row["mode"]) for row in rows] == [
@@ -145,25 +157,40 @@ def test_all_products_show_their_runs(program, all_runs, tmp_path):
 
 
 def test_flags_choose_what_is_shown_and_missing_runs_are_named(program, all_runs, tmp_path):
-    """Two chains of x0 without the quad schedule; samples of the linear schedule without the mean predictor."""
+    """The chains of x0 without the quad schedule; samples of the linear schedule without the mean predictor."""
     shutil.copytree(all_runs / "direct", tmp_path / "runs/direct")
     shutil.rmtree(tmp_path / "runs/direct/predictor_x0/beta_quad")
     shutil.rmtree(tmp_path / "runs/direct/predictor_mean/beta_linear")
-    flags = ["--predictor", "x0", "--chains", 2, "--mode", "linear"]
-    run = program(FIGURES, "--runs", "runs", "--out", "out", *flags)
+    run = program(FIGURES, "--runs", "runs", "--out", "out", "--predictor", "x0")
     assert run.returncode == 0, run.stderr
     quad, mean = "--mode quad --predictor x0", "--mode linear --predictor mean"
     assert [line for line in run.stdout.splitlines() if line.startswith("missing")] == [
         f"missing in {LOSSES}: {quad}, {mean}",
         f"missing in {TRAJECTORIES}: {quad}",
+        f"missing in {COLOUR}: {quad}",
         f"missing in {SAMPLES}: {mean}",
     ]
-    for row, mode in zip(shown(tmp_path / "out" / TRAJECTORIES, 2, 10, per_run=2), ("linear", "cosine"), strict=True):
-        for k in range(2):
-            assert same(row[k], chain_of(folder_of(tmp_path / "runs", mode, "x0"), 2)[FRAMES, k])
-    for row, predictor in zip(shown(tmp_path / "out" / SAMPLES, 2, 8)[:, 0], ("noise", "x0"), strict=True):
-        assert same(row, chain_of(folder_of(tmp_path / "runs", "linear", predictor), 8)[-1])
+    for row, mode in zip(shown(tmp_path / "out" / TRAJECTORIES, 4, 10)[::2, 0], ("linear", "cosine"), strict=True):
+        assert same(row, chain_of(folder_of(tmp_path / "runs", mode, "x0"), 8)[0][FRAMES, 0])
+    for row, predictor in zip(shown(tmp_path / "out" / SAMPLES, 4, 8)[::2, 0], ("noise", "x0"), strict=True):
+        assert same(row, chain_of(folder_of(tmp_path / "runs", "linear", predictor), 8)[0][-1])
     assert not any("preconditioned" in path for path in made(tmp_path / "out"))
+
+
+def test_the_mean_colour_is_that_of_the_chains_and_of_noised_images(all_runs):
+    run, real = runs.read_run(folder_of(all_runs, "quad", "x0")), torch.rand(5, 3, SIZE, SIZE)
+    (ax,) = figures.draw_mean_colour([run], real, torch.device("cpu")).axes
+    lines = {line.get_label(): line.get_ydata() for line in ax.lines}
+    for label, clip_x0 in [("not clipped", False), ("clipped", True)]:
+        means = chain_of(run.folder, 8, clip_x0)[0].mean(dim=(3, 4))
+        assert np.allclose(lines[label], means.square().mean(dim=(1, 2)).sqrt(), atol=1e-5)
+    torch.manual_seed(0)
+    noised = real.repeat(20_000, 1, 1, 1)
+    alpha_bar = DDPMScheduler(T, 1e-3, 0.3, "quad").alpha_bars[T // 2]
+    noised = alpha_bar**0.5 * noised + (1 - alpha_bar) ** 0.5 * torch.randn(noised.shape)
+    expected = noised.mean(dim=(2, 3)).square().mean().sqrt().item()
+    assert lines["real images, noised"][T - T // 2 - 1] == pytest.approx(expected, rel=0.01)
+    assert ax.lines[0].get_xdata()[T - T // 2 - 1] == T // 2 + 1
 
 
 def test_runs_that_cannot_be_compared_are_not_shown_together(program, tmp_path):
@@ -171,10 +198,10 @@ def test_runs_that_cannot_be_compared_are_not_shown_together(program, tmp_path):
     make_run(tmp_path / "b", "quad", "noise", size=16)
     run = program(FIGURES, "--runs", "a", "b", "--out", "out")
     assert run.returncode == 0, run.stderr
-    for product in (LOSSES, TRAJECTORIES):
+    for product in (LOSSES, TRAJECTORIES, COLOUR):
         (line,) = (line for line in run.stdout.splitlines() if line.startswith(f"left out: {product}"))
         assert "image_resolution" in line and "8 in a/" in line and "16 in b/" in line
-    assert made(tmp_path / "out") == {"figures/schedules.svg", "tables/runs.csv"}
+    assert made(tmp_path / "out") == {"figures/schedules.svg", SAMPLES, "tables/runs.csv"}  # samples of one run
 
 
 def test_the_longest_and_then_the_newest_run_without_labels_is_taken(tmp_path, capsys):
@@ -226,8 +253,8 @@ def test_a_run_of_train_py_on_synthetic_faces(program, faces, tmp_path):
     assert row["synthetic_faces"] == "True" and row["classes"] == "cat dog wild" and row["steps"] == "6"
     assert row["last_loss"] == table(folder / "stats.csv")[-1]["loss"]
     note = 35  # pixels below the images
-    (images,) = shown(tmp_path / "out" / TRAJECTORIES, 1, 10, bottom=note)[0]
-    assert same(images, chain_of(folder, 1)[FRAMES, 0])
+    images, _ = shown(tmp_path / "out" / TRAJECTORIES, 2, 10, bottom=note)[:, 0]
+    assert same(images, chain_of(folder, 8)[0][FRAMES, 0])
     assert (np.asarray(Image.open(tmp_path / "out" / TRAJECTORIES).convert("L"))[-note:] < 100).any()
 
 
@@ -249,7 +276,7 @@ def test_schedules_are_the_formulas_and_the_drawing_is_the_same_each_time(progra
     assert drawing == again and len(drawing) < 100_000
     assert ElementTree.fromstring(drawing).get("width") == "453.6pt"  # the 16 cm of text on a page
     missing = [line for line in run.stdout.splitlines() if line.startswith("missing")]
-    assert len(missing) == 3 and missing[0].count("--mode") == 9
+    assert len(missing) == 4 and missing[0].count("--mode") == 9
 
 
 def test_many_losses_become_few_points_with_the_same_mean():
@@ -321,7 +348,6 @@ def test_distances_that_cannot_be_compared_are_refused(program, tmp_path, change
     [
         (["--runs", "nowhere"], "argument --runs: nowhere"),
         (["--out", "file"], "file is a file"),
-        (["--chains", "3"], "--chains: '3'"),
         (["--fid", "nowhere.json"], "nowhere.json"),
         (["--fid", "file"], "argument --fid: file"),
         (["--samples", "."], "argument --samples: 1"),
@@ -341,7 +367,7 @@ def test_ctrl_c_ends_in_one_line_and_leaves_whole_files(program, all_runs, tmp_p
     monkeypatch.setattr(image_grid, "trajectory_frames", interrupted)
     run = program(FIGURES, "--runs", all_runs / "preconditioned", "--out", "out")
     assert run.returncode == 130 and len(run.stderr.splitlines()) == 1
-    assert made(tmp_path / "out") == {"figures/schedules.svg", "tables/runs.csv"}
+    assert made(tmp_path / "out") == {"figures/schedules.svg", SAMPLES, "tables/runs.csv"}  # samples of one run
 
 
 def test_results_of_task_1_are_copied_and_files_of_other_runs_are_named(program, tmp_path):

@@ -104,11 +104,9 @@ def table(path):
 
 def test_a_study_has_a_row_for_each_schedule_predictor_form_and_seed():
     args = Namespace(forms=common.FORMS, predictors=PREDICTORS, modes=MODES, seeds=[63, 64])
-    args = Namespace(**vars(args), sample_method="dpm", train_num_steps=7, num_samples=500)
+    args = Namespace(**vars(args), sampling="--sample_method dpm", clip_x0=True, train_num_steps=7, num_samples=500)
     rows = study.wanted_rows(args, "bf16")
     assert len({tuple(row.values()) for row in rows}) == 36 and tuple(rows[0]) == study.COLUMNS[:-1]
-    all_steps = {(row["predictor"], row["parametrization"]) for row in rows if row["sampler"] == "ddpm"}
-    assert all_steps == {("mean", "direct")}
     assert {(row["parametrization"], row["loss_weight"]) for row in rows} == set(common.FORMS.items())
 
 
@@ -122,9 +120,9 @@ def test_a_study_resumes_after_its_time_is_over_and_does_nothing_twice(stand_ins
     run_study(monkeypatch, *few)
     rows = table(tmp_path / "w/study.csv")
     assert tuple(rows[0]) == study.COLUMNS
-    expected = [("x0", "direct", "dpm"), ("mean", "direct", "ddpm")]
-    expected += [("x0", "preconditioned", "dpm"), ("mean", "preconditioned", "dpm")]
-    assert [(row["predictor"], row["parametrization"], row["sampler"]) for row in rows] == expected
+    expected = [(predictor, form, study.SAMPLING, "True") for form in common.FORMS for predictor in few[3:]]
+    columns = "predictor", "parametrization", "sampling", "clip_x0"
+    assert [tuple(row[name] for name in columns) for row in rows] == expected
     trained = calls(stand_ins, "train.py")
     assert [("--resume" in arguments) for _, arguments in trained] == [False, False, True, True, False, False]
     for program in ("train.py", "sampling.py"):
@@ -136,9 +134,12 @@ def test_a_study_resumes_after_its_time_is_over_and_does_nothing_twice(stand_ins
     run_study(monkeypatch, *few)
     assert len(calls(stand_ins, "train.py")) == 6
 
-    run_study(monkeypatch, *few, "--sample_method", "ddpm")  # other samples of the same runs
+    run_study(monkeypatch, *few, "--sampling", "--sample_method dpm", "--no-clip_x0")  # other samples of the same runs
     rows = table(tmp_path / "w/study.csv")
-    assert len(rows) == 7 and {row["sampler"] for row in rows[4:]} == {"ddpm"}
+    assert [(row["sampling"], row["clip_x0"]) for row in rows[4:]] == [("--sample_method dpm", "False")] * 4
+    requested = [sampling.parse_arguments(arguments) for _, arguments in calls(stand_ins, "sampling.py")]
+    assert {(args.sample_method, args.eta, args.clip_x0) for args in requested[:4]} == {("ddim", 1.0, True)}
+    assert {(args.sample_method, args.clip_x0) for args in requested[4:]} == {("dpm", False)}
     assert len(list((tmp_path / "w/quad-x0-direct-none-fp32-63").glob("*.json"))) == 2
 
 
@@ -247,6 +248,10 @@ def test_every_sampler_is_measured_with_each_nfe_and_none_twice(
     folders = {f"{name}-{nfe}" for name, nfe in expected}
     assert {path.stem for path in (tmp_path / "s/4").glob("*.json")} == folders  # but of no bound
     assert len(run("--num_samples", 2, "--steps", 5, "--methods", "dpm")) == len(rows) + 3
+    assert len(run(*settings, "--methods", "ddpm", "--no-clip_x0")) == len(rows) + 4
+    assert [row["clip_x0"] for row in table(tmp_path / "t.csv")][-5:] == ["True", "", "", "True", "False"]
+    assert "--no-clip_x0" in calls(stand_ins, "sampling.py")[-1][1]
+    assert (tmp_path / "t.svg").exists()
 
     with pytest.raises(SystemExit):
         run("--dims", 192)
