@@ -33,6 +33,9 @@ class ArgumentParser(argparse.ArgumentParser):
 @contextmanager
 def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
     """End the program with one line: exit code 2 after a UserError or OSError, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # a notebook's
+            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows other letters escaped
     try:
         yield
         return
@@ -42,6 +45,23 @@ def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
         message, code = " ".join(str(error).split()), 2
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, which replaces `path` at the end of the block; an error leaves no trace.
+
+    Raises:
+        OSError: when it cannot be written, naming `path`.
+    """
+    partial = path.with_name(f".{os.getpid()}.{path.name}")  # the ending decides the format of a picture
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def int_range(low: int, high: float = math.inf) -> Callable[[str], int]:

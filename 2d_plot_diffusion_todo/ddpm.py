@@ -14,8 +14,11 @@ Timesteps count from 0: t = 0 .. T-1, where the paper has 1 .. T. The clean data
 where alpha-bar is 1. Shapes: x0, xt and noise are [B, ...]; t is an int or [B].
 """
 
+import io
 import math
 import os
+import pickle
+import zipfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,7 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from cli import UserError
+from cli import UserError, atomic_write
 from network import SimpleNet, as_timesteps
 
 MODES = ("linear", "quad", "cosine")
@@ -43,19 +46,12 @@ def extract(input: torch.Tensor, t: int | torch.Tensor, x: torch.Tensor) -> torc
 
 
 def beta_schedule(T: int, beta_1: float, beta_T: float, mode: str) -> torch.Tensor:
-    """beta_t, float64 [T].
+    """beta_t, float64 [T], from beta_1 to beta_T, which the cosine mode ignores.
 
-    Args:
-        T: number of timesteps.
-        beta_1: first beta of the linear and quad modes; cosine ignores both.
-        beta_T: last beta.
-        mode: "linear": beta rises linearly (DDPM, Sec. 4);
-            "quad": sqrt(beta) does;
-            "cosine": alpha-bar = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) pi/2), s = 0.008, u from 0 to 1
-            in T steps, beta capped at 0.999 (Nichol & Dhariwal, 2021, arXiv:2102.09672, eq. 17).
-
-    Raises:
-        ValueError: for an unknown mode.
+    linear   beta rises linearly (DDPM, Sec. 4)
+    quad     sqrt(beta) does
+    cosine   alpha-bar = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) pi/2), s = 0.008, u from 0 to 1 in T steps;
+             beta capped at 0.999 (Nichol & Dhariwal, 2021, arXiv:2102.09672, eq. 17)
     """
     if mode == "linear":
         return torch.linspace(beta_1, beta_T, T, dtype=torch.float64)
@@ -69,13 +65,7 @@ def beta_schedule(T: int, beta_1: float, beta_T: float, mode: str) -> torch.Tens
 
 
 class BaseScheduler(nn.Module):
-    """The noise schedule: beta_t and everything that follows from it, for t = 0 .. T-1.
-
-    Args:
-        num_train_timesteps: T.
-        beta_1: see `beta_schedule`.
-        beta_T: likewise.
-        mode: likewise.
+    """The noise schedule: `beta_schedule` for T = num_train_timesteps, and everything that follows from it.
 
     Attributes:
         alpha_bars: alpha-bar as T + 1 Python floats; alpha_bars[-1] is the clean data's, 1.
@@ -83,15 +73,15 @@ class BaseScheduler(nn.Module):
         t = 0), sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod, posterior_variance (eq. 7; 0 at t = 0).
 
     Raises:
-        ValueError: for an unknown mode, T out of range, or betas not in 0 < beta_1 <= beta_T < 1.
+        ValueError: for an unknown mode, or T or betas out of range.
     """
 
     def __init__(self, num_train_timesteps: int, beta_1: float = 1e-4, beta_T: float = 0.02, mode: str = "linear"):
         super().__init__()
         if not 1 <= num_train_timesteps <= MAX_TIMESTEPS:
             raise ValueError(f"num_train_timesteps must be from 1 to {MAX_TIMESTEPS}, got {num_train_timesteps}")
-        if not 0 < beta_1 <= beta_T < 1:
-            raise ValueError(f"betas must satisfy 0 < beta_1 <= beta_T < 1, got {beta_1} and {beta_T}")
+        if not 1e-9 <= beta_1 <= beta_T < 1:  # below 1e-16, 1 - beta is 1 and eq. 7 becomes 0 / 0
+            raise ValueError(f"betas must satisfy 1e-9 <= beta_1 <= beta_T < 1, got {beta_1} and {beta_T}")
         # The arguments, saved in checkpoints to rebuild the schedule.
         self.config = dict(num_train_timesteps=num_train_timesteps, beta_1=beta_1, beta_T=beta_T, mode=mode)
         self.num_train_timesteps = num_train_timesteps
@@ -243,7 +233,7 @@ class DiffusionModule(nn.Module):
 
         Raises:
             TypeError: for any other network or schedule, a subclass too: `load` could not rebuild it.
-            OSError: when the file cannot be written.
+            OSError: when the file cannot be written; an older one stays.
         """
         for part, kind in ((self.network, SimpleNet), (self.var_scheduler, BaseScheduler)):
             if type(part) is not kind:
@@ -255,8 +245,10 @@ class DiffusionModule(nn.Module):
             "var_scheduler": self.var_scheduler.config,
             "state_dict": self.network.state_dict(),
         }
-        with Path(path).open("wb") as file:
-            torch.save(checkpoint, file)
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        with atomic_write(Path(path)) as partial:
+            partial.write_bytes(buffer.getvalue())
 
     def load(self, path: str | os.PathLike) -> None:
         """Replace network and schedule by those of a checkpoint, on the same device. Runs no code of the file.
@@ -265,23 +257,38 @@ class DiffusionModule(nn.Module):
             OSError: when the file cannot be read.
             UserError: when it is not a valid checkpoint; the module then stays as it was.
         """
-        with Path(path).open("rb") as file:
-            try:
-                checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-            except Exception as error:  # torch.load fails on foreign bytes in many ways
-                raise UserError(f"{path}: not a checkpoint of this program, or damaged") from error
+        content = Path(path).read_bytes()
         try:
-            if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
-                raise ValueError(f"its format is not {CHECKPOINT_FORMAT!r}")
-            if checkpoint["version"] != CHECKPOINT_VERSION:
-                raise ValueError(f"its version is {checkpoint['version']}, this program reads {CHECKPOINT_VERSION}")
-            network = SimpleNet(**checkpoint["network"])
-            network.load_state_dict(checkpoint["state_dict"])
-            if not all(weight.isfinite().all() for weight in network.parameters()):
-                raise ValueError("its weights are not finite")
-            loaded = DiffusionModule(network, BaseScheduler(**checkpoint["var_scheduler"]))
-        except Exception as error:  # any plain data may stand where numbers are expected
-            raise UserError(f"{path}: not a valid checkpoint: {' '.join(str(error).split())}") from error
+            loaded = DiffusionModule(*_rebuild(content))
+        except Exception as error:  # damaged bytes, and any plain data where numbers are expected, fail in many ways
+            reason = "" if isinstance(error, pickle.UnpicklingError) else f": {' '.join(str(error).split())}"
+            raise UserError(f"{path}: not a checkpoint of this program, or damaged{reason}") from error
         if self.var_scheduler is not None:
             loaded.to(self.device)
         self.network, self.var_scheduler = loaded.network, loaded.var_scheduler
+
+
+def _rebuild(content: bytes) -> tuple[SimpleNet, BaseScheduler]:
+    """The network and schedule of a checkpoint; any kind of Exception for other or damaged content."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if damaged := archive.testzip():  # torch.load does not compare the checksums
+            raise ValueError(damaged)
+    checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    kind = checkpoint.get("format"), checkpoint.get("version")
+    if kind != (CHECKPOINT_FORMAT, CHECKPOINT_VERSION):
+        raise ValueError(f"its format and version are {kind}")
+    weights = checkpoint["state_dict"]
+    if sum(weight.numel() * weight.element_size() for weight in weights.values()) > len(content):
+        raise ValueError("its weights are larger than the file")
+    scheduler = BaseScheduler(**checkpoint["var_scheduler"])
+    if checkpoint["network"]["num_timesteps"] > MAX_TIMESTEPS:
+        raise ValueError(f"more than {MAX_TIMESTEPS} timesteps")
+    with torch.device("meta"):  # takes no memory, whatever the sizes
+        expected = SimpleNet(**checkpoint["network"]).state_dict()
+    if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in expected.items()}:
+        raise ValueError("the shapes of its weights are not those of its network")
+    network = SimpleNet(**checkpoint["network"])
+    network.load_state_dict(weights)
+    if not all(weight.isfinite().all() for weight in network.parameters()):
+        raise ValueError("its weights are not finite")
+    return network, scheduler

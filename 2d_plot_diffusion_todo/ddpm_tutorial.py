@@ -26,7 +26,7 @@ import torch
 from matplotlib.animation import FuncAnimation, PillowWriter
 
 from chamferdist import chamfer_distance
-from cli import ArgumentParser, exit_on_user_error, int_range, select_device, writable_folder
+from cli import ArgumentParser, atomic_write, exit_on_user_error, int_range, select_device, writable_folder
 from dataset import DATASETS, TwoDimDataClass, get_data_iterator
 from ddpm import BaseScheduler, DiffusionModule
 from network import SimpleNet
@@ -41,8 +41,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--device", type=select_device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--out", type=writable_folder, default="results", help="folder for figures and checkpoint")
     add("--num_iterations", type=int_range(1), default=5000, help="training steps")
-    # In a notebook, sys.argv holds the arguments of the kernel; after `%run ddpm_tutorial.py ...` it holds ours.
-    return parser.parse_args([] if sys.argv[0].endswith("kernel_launcher.py") else None)
+    # A kernel's sys.argv is that of its launcher; after `%run ddpm_tutorial.py ...` it is this file's.
+    is_script = not IN_NOTEBOOK or Path(sys.argv[0]).resolve() == Path(globals().get("__file__", "")).resolve()
+    return parser.parse_args(None if is_script else [])
 
 
 args = parse_arguments()
@@ -78,7 +79,8 @@ def output(name: str) -> Path:
 @exit_on_user_error()
 def save_figure(fig: plt.Figure, name: str) -> None:
     """Write a figure to a file; a notebook shows it as well."""
-    fig.savefig(output(f"_{name}.png"))
+    with atomic_write(output(f"_{name}.png")) as partial:
+        fig.savefig(partial)
     if not IN_NOTEBOOK:
         plt.close(fig)
 
@@ -193,8 +195,8 @@ def draw_frame(left: int) -> None:
 
 
 animation = FuncAnimation(fig, draw_frame, frames=(T * np.linspace(1, 0, 60) ** 2).round().astype(int))
-with exit_on_user_error():
-    animation.save(output("_reverse_chain.gif"), writer=PillowWriter(fps=15))
+with exit_on_user_error(), atomic_write(output("_reverse_chain.gif")) as partial:
+    animation.save(partial, writer=PillowWriter(fps=15))
 plt.close(fig)
 
 # %% [markdown]
@@ -219,8 +221,9 @@ save_figure(fig, "samples")
 # %%
 result = {"dataset": args.dataset, "seed": args.seed, "chamfer": round(distance, 4), "floor": round(floor, 4), **config}
 with exit_on_user_error():
-    output(".json").write_text(json.dumps(result, indent=2) + "\n")
+    with atomic_write(output(".json")) as partial:
+        partial.write_text(json.dumps(result, indent=2) + "\n")
     ddpm.save(output(".ckpt"))
-print(*files, sep="\n")
+    print(*files, sep="\n")
 print(f"Two sets of {num_eval} target points: {floor:.4f}")
 print(f"DDPM Chamfer Distance: {distance:.4f}")

@@ -9,11 +9,7 @@ from torch import nn
 
 
 def as_timesteps(t: int | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Timesteps in any accepted form -> int64 [B], or [1] for one t that holds for the whole batch.
-
-    Args:
-        t: an int, or a tensor [], [B] or [B, 1] of integers or of whole floats.
-        device: where the result is needed.
+    """An int, or a tensor [], [B] or [B, 1] of whole numbers -> int64 [B], or [1] for one t for the whole batch.
 
     Raises:
         ValueError: for a timestep that is not a whole number.

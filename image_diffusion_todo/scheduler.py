@@ -34,11 +34,7 @@ MAX_TIMESTEPS = 1_000_000
 
 
 def as_timesteps(t: int | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Timesteps in any accepted form -> int64 [B], or [1] for one t that holds for the whole batch.
-
-    Args:
-        t: an int, or a tensor [], [B] or [B, 1] of integers or of whole floats.
-        device: where the result is needed.
+    """An int, or a tensor [], [B] or [B, 1] of whole numbers -> int64 [B], or [1] for one t for the whole batch.
 
     Raises:
         ValueError: for a timestep that is not a whole number.
@@ -61,19 +57,12 @@ def extract(input: torch.Tensor, t: int | torch.Tensor, x: torch.Tensor) -> torc
 
 
 def beta_schedule(T: int, beta_1: float, beta_T: float, mode: str) -> torch.Tensor:
-    """beta_t, float64 [T].
+    """beta_t, float64 [T], from beta_1 to beta_T, which the cosine mode ignores.
 
-    Args:
-        T: number of timesteps.
-        beta_1: first beta of the linear and quad modes; cosine ignores both.
-        beta_T: last beta.
-        mode: "linear": beta rises linearly (DDPM, Sec. 4);
-            "quad": sqrt(beta) does;
-            "cosine": alpha-bar = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) pi/2), s = 0.008, u from 0 to 1
-            in T steps, beta capped at 0.999 (Nichol & Dhariwal, 2021, arXiv:2102.09672, eq. 17).
-
-    Raises:
-        ValueError: for an unknown mode.
+    linear   beta rises linearly (DDPM, Sec. 4)
+    quad     sqrt(beta) does
+    cosine   alpha-bar = f(u) / f(0), f(u) = cos^2((u + s) / (1 + s) pi/2), s = 0.008, u from 0 to 1 in T steps;
+             beta capped at 0.999 (Nichol & Dhariwal, 2021, arXiv:2102.09672, eq. 17)
     """
     if mode == "linear":
         return torch.linspace(beta_1, beta_T, T, dtype=torch.float64)
@@ -87,13 +76,7 @@ def beta_schedule(T: int, beta_1: float, beta_T: float, mode: str) -> torch.Tens
 
 
 class BaseScheduler(nn.Module):
-    """The noise schedule: beta_t and everything that follows from it, for t = 0 .. T-1.
-
-    Args:
-        num_train_timesteps: T.
-        beta_1: see `beta_schedule`.
-        beta_T: likewise.
-        mode: likewise.
+    """The noise schedule: `beta_schedule` for T = num_train_timesteps, and everything that follows from it.
 
     Attributes:
         alpha_bars: alpha-bar as T + 1 Python floats; alpha_bars[-1] is the clean data's, 1.
@@ -101,15 +84,15 @@ class BaseScheduler(nn.Module):
         t = 0), sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod, posterior_variance (eq. 7; 0 at t = 0).
 
     Raises:
-        ValueError: for an unknown mode, T out of range, or betas not in 0 < beta_1 <= beta_T < 1.
+        ValueError: for an unknown mode, or T or betas out of range.
     """
 
     def __init__(self, num_train_timesteps: int, beta_1: float = 1e-4, beta_T: float = 0.02, mode: str = "linear"):
         super().__init__()
         if not 1 <= num_train_timesteps <= MAX_TIMESTEPS:
             raise ValueError(f"num_train_timesteps must be from 1 to {MAX_TIMESTEPS}, got {num_train_timesteps}")
-        if not 0 < beta_1 <= beta_T < 1:
-            raise ValueError(f"betas must satisfy 0 < beta_1 <= beta_T < 1, got {beta_1} and {beta_T}")
+        if not 1e-9 <= beta_1 <= beta_T < 1:  # below 1e-16, 1 - beta is 1 and eq. 7 becomes 0 / 0
+            raise ValueError(f"betas must satisfy 1e-9 <= beta_1 <= beta_T < 1, got {beta_1} and {beta_T}")
         # The arguments, saved in checkpoints to rebuild the schedule.
         self.config = dict(num_train_timesteps=num_train_timesteps, beta_1=beta_1, beta_T=beta_T, mode=mode)
         self.num_train_timesteps = num_train_timesteps

@@ -7,6 +7,7 @@ first `import network` would decide for both. So tests below `tests/task1` are i
 
 import importlib.util
 import re
+import resource
 import runpy
 import signal
 import sys
@@ -87,6 +88,22 @@ def _same_start():
     torch.manual_seed(0)
     with matplotlib.rc_context():
         yield
+
+
+@pytest.fixture
+def full_disk():
+    """A context in which no file can grow beyond so many bytes, as on a full disk."""
+
+    @contextmanager
+    def limit(size):
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+    return limit
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from torch import nn
 
 from ddpm import MODES, BaseScheduler, DiffusionModule
 from network import SimpleNet
-from oracles import Ideal, Says, alpha_bars, eq_7, ideal_noise, max_difference
+from oracles import Ideal, Says, alpha_bars, ideal_noise, max_difference
 from oracles import moments_of_ancestral_chain as moments
 from oracles import product_of_gaussians as bayes
 
@@ -73,45 +73,15 @@ def test_training_timesteps_follow_the_power_law_over_the_whole_range(batch_size
     assert len(share) == 10 and (share - expected).abs().max() < 5 * (0.25 / len(t)) ** 0.5
 
 
-def test_loss_gives_every_parameter_a_finite_gradient():
-    ddpm = DiffusionModule(SimpleNet(2, 2, [128] * 3, T), BaseScheduler(T))
-    ddpm.compute_loss(torch.randn(32, 2)).backward()
-    for name, parameter in ddpm.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
-
-
 @pytest.mark.parametrize("t", TIMES)
 def test_reverse_step_samples_the_posterior_when_the_noise_is_known(scheduler, t):
-    """Eq. 11 at the true noise is eq. 7 at the true x0, and that is Bayes' rule; one draw, of the shape of x_t."""
+    """One draw, of the shape of x_t. At t = 0 the step is x0 itself, which alpha-bar_0 in place of 1 would double."""
     x0, eps = torch.randn(64, 2).double(), torch.randn(64, 2).double()
     alpha_bar, _ = alpha_bars(scheduler, t)
     xt = alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * eps
     mean, variance = bayes(scheduler, t, x0, xt)
-    assert max_difference(eq_7(scheduler, t, x0, xt)[0], mean) < 1e-7
-    assert variance == pytest.approx(eq_7(scheduler, t, x0, xt)[1], rel=1e-6)
     step = seeded(DiffusionModule(Says(eps.float()), scheduler).p_sample, xt.float(), t)
     assert max_difference(step, mean + variance**0.5 * seeded(torch.randn, 64, 2)) < 2e-5
-
-
-def test_last_step_gives_back_the_data_and_adds_no_noise(scheduler):
-    """With alpha-bar_0 in place of 1 before the first step, this would double x0."""
-    x0, eps = torch.randn(64, 2), torch.randn(64, 2)
-    ddpm = DiffusionModule(Says(eps), scheduler)
-    noisy = ddpm.q_sample(x0, 0, eps)
-    assert max_difference(ddpm.p_sample(noisy, 0), x0) < 1e-6
-    assert torch.equal(ddpm.p_sample(noisy, 0), ddpm.p_sample(noisy, 0))
-    assert max_difference(ddpm.ddim_p_sample(noisy, 0, -1), x0) < 1e-6
-
-
-@pytest.mark.parametrize("t", TIMES)
-def test_reverse_step_agrees_with_diffusers(scheduler, t):
-    theirs = {"linear": "linear", "quad": "scaled_linear", "cosine": "squaredcos_cap_v2"}[scheduler.config["mode"]]
-    other = diffusers.DDPMScheduler(T, 1e-4, 0.02, theirs, variance_type="fixed_small", clip_sample=False)
-    xt, eps = torch.randn(8, 2), torch.randn(8, 2)
-    expected = seeded(other.step, eps, t, xt).prev_sample
-    # Theirs computes in float32 and goes through x0, which the smallest alpha-bars blow up.
-    step = seeded(DiffusionModule(Says(eps), scheduler).p_sample, xt, t)
-    assert max_difference(step, expected) < 5e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -131,13 +101,6 @@ def test_ddim_with_eta_1_and_no_skip_is_ddpm(scheduler, t):
     xt = torch.randn(64, 2)
     expected = seeded(ddpm.p_sample, xt, t)
     assert max_difference(seeded(ddpm.ddim_p_sample, xt, t, t - 1, 1.0), expected) < 1e-3 * expected.abs().max()
-
-
-def test_ddim_steps_of_any_length_are_finite(scheduler):
-    ddpm = DiffusionModule(Says(torch.ones(1, 2)), scheduler)
-    for t in range(0, T, 37):
-        for t_prev in range(-1, t, 23):
-            assert ddpm.ddim_p_sample(torch.ones(1, 2), t, t_prev, eta=1.0).isfinite().all(), (t, t_prev)
 
 
 def test_ddpm_chain_turns_noise_into_gaussian_data(scheduler):
@@ -161,12 +124,6 @@ def test_deterministic_ddim_chain_follows_the_exact_map(scheduler, num_steps):
         x0 = (expected - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
         expected = alpha_bar_prev**0.5 * x0 + (1 - alpha_bar_prev) ** 0.5 * eps
     assert max_difference(x, expected) < 5e-3
-
-
-def test_stochastic_ddim_chain_has_the_variance_of_the_data(scheduler):
-    m, s, n = 1.5, 0.5, 20_000
-    x = DiffusionModule(Ideal(scheduler, m, s), scheduler).ddim_p_sample_loop((n, 2), 500, eta=1.0)
-    assert x.mean().item() == pytest.approx(m, abs=0.03) and x.var().item() == pytest.approx(s**2, rel=0.1)
 
 
 def test_trajectory_runs_from_noise_to_the_samples_without_a_graph():

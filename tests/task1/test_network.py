@@ -50,13 +50,6 @@ def test_network_is_time_linear_layers_with_silu_between_them(dim_hids):
     assert torch.allclose(net(x, t), layers[-1](expected, t), atol=1e-6)
 
 
-def test_network_takes_every_form_of_t():
-    net = SimpleNet(2, 2, [16], 1000)
-    x = torch.randn(2, 2)
-    for t in FORMS_OF_7:
-        assert torch.allclose(net(x, t), net(x, torch.tensor([7, 7])), atol=1e-6)
-
-
 @pytest.mark.parametrize(("t", "error"), [(-1, IndexError), (1000, IndexError), (2.7, ValueError)])
 def test_network_rejects_invalid_timesteps(t, error):
     with pytest.raises(error):
