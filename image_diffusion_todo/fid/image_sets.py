@@ -1,7 +1,6 @@
 """What is compared: the images in a folder, or the statistics of images in an `.npz` file."""
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,36 +19,39 @@ CACHE_FORMAT = 3  # to be counted up when what is cached, or what it means, chan
 
 
 @dataclass(kw_only=True)
-class ImageSet(ABC):
-    """What is known of the images; a file of another program holds their statistics only."""
+class ImageSet:
+    """The images below a folder, or their statistics. A file of another program holds nothing but the latter."""
 
     path: Path
+    files: Sequence[Path] = ()
+    statistics: tuple[np.ndarray, np.ndarray] | None = None  # mean [D] and covariance [D, D], instead of files
+    network: str | None = None  # that measured the statistics, and the checksum of its weights
+    weights_sha256: str | None = None
     count: int | None = None
     sizes: Sequence[str] = ()  # all that occur, as "64x64" (width first)
     formats: Sequence[str] = ()  # likewise, as "PNG"
     synthetic: bool = False  # drawn by synthetic_faces.py
-    network: str | None = None  # to which measuring is bound
 
-    def check_comparable(self, network: FeatureNetwork) -> None:  # noqa: B027 (images fit every network)
-        """Raise a UserError if this was measured with another network."""
+    def check_comparable(self, network: FeatureNetwork) -> None:
+        """Raise a UserError for statistics of other features than those of `network`."""
+        if self.statistics is None:
+            return
+        if self.network != network.name:
+            raise UserError(f"argument --network: {self.path} holds features of {self.network}, not of {network.name}")
+        if (dims := len(self.statistics[0])) != network.dims:
+            raise UserError(f"argument --dims: {self.path} holds {dims} features, not {network.dims}")
+        if self.weights_sha256 not in (None, network.weights_sha256):
+            raise UserError(f"{self.path}: made with other weights than {network.weights}")
 
-    @abstractmethod
     def measure(
         self, network: FeatureNetwork, batch_size: int = 50, cache: bool = False
     ) -> tuple[Gaussian, np.ndarray | None]:
-        """The Gaussian of the features, and the features [N, D] if there are any."""
+        """The Gaussian of the features, and the features [N, D] unless only statistics are known.
 
-
-@dataclass(kw_only=True)
-class ImageFolder(ImageSet):
-    """The images below a folder."""
-
-    files: Sequence[Path]
-
-    def measure(
-        self, network: FeatureNetwork, batch_size: int = 50, cache: bool = False
-    ) -> tuple[Gaussian, np.ndarray]:
-        """With `cache`, features are kept in `.cache/` beside the folder, or in the user's, until an image changes."""
+        With `cache`, features are kept in `.cache/` beside the folder, or in the user's, until an image changes.
+        """
+        if self.statistics:
+            return gaussian_from_statistics(*self.statistics), None
         folder = self.path.resolve()
 
         def compute() -> dict[str, np.ndarray]:
@@ -63,41 +65,18 @@ class ImageFolder(ImageSet):
         return fit_gaussian(found["features"]), found["features"]
 
 
-@dataclass(kw_only=True)
-class SavedStatistics(ImageSet):
-    """Mean and covariance from a file. One that pytorch-fid wrote does not name the network: it is pytorch-fid's."""
-
-    mu: np.ndarray
-    sigma: np.ndarray
-    network: str = "pytorch-fid"
-    weights_sha256: str | None = None
-
-    def check_comparable(self, network: FeatureNetwork) -> None:
-        """Raise a UserError if this was measured with another network."""
-        if self.network != network.name:
-            raise UserError(f"argument --network: {self.path} holds features of {self.network}, not of {network.name}")
-        if len(self.mu) != network.dims:
-            raise UserError(f"argument --dims: {self.path} holds {len(self.mu)} features, not {network.dims}")
-        if self.weights_sha256 not in (None, network.weights_sha256):
-            raise UserError(f"{self.path}: made with other weights than {network.weights}")
-
-    def measure(self, network: FeatureNetwork, batch_size: int = 50, cache: bool = False) -> tuple[Gaussian, None]:
-        """The Gaussian alone."""
-        return gaussian_from_statistics(self.mu, self.sigma), None
-
-
-def open_image_set(path: str | os.PathLike) -> ImageFolder | SavedStatistics:
+def open_image_set(path: str | os.PathLike) -> ImageSet:
     """What a path of the command line names: a folder, see `find_images`, or an `.npz` file.
 
     Raises:
         UserError: when it is neither, or damaged.
     """
     if Path(path).suffix.lower() == ".npz" and Path(path).is_file():
-        return _read_statistics(Path(path))
+        return read_statistics(Path(path))
     return find_images(path)
 
 
-def find_images(path: str | os.PathLike) -> ImageFolder:
+def find_images(path: str | os.PathLike) -> ImageSet:
     """The images below a folder, see `images.list_images`.
 
     Raises:
@@ -121,34 +100,37 @@ def find_images(path: str | os.PathLike) -> ImageFolder:
                 formats.add(image.format)
         except Exception:  # each decoder has its own way to fail
             read_image(file)  # says what is wrong
-    synthetic = any((folder / SYNTHETIC_MARK).is_file() for folder in [path, *path.absolute().parents[:3]])
-    return ImageFolder(
+    return ImageSet(
         path=path,
+        files=files,
         count=len(files),
         sizes=[f"{width}x{height}" for width, height in sorted(sizes)],
         formats=sorted(formats),
-        synthetic=synthetic,
-        files=files,
+        synthetic=any((folder / SYNTHETIC_MARK).is_file() for folder in [path, *path.absolute().parents[:3]]),
     )
 
 
-def _read_statistics(path: Path) -> SavedStatistics:
+def read_statistics(path: Path) -> ImageSet:
+    """The statistics in an `.npz` file of this program or of pytorch-fid, which does not name its network.
+
+    Raises:
+        UserError: when it holds something else.
+    """
+    texts = {"count": int, "synthetic": bool, "network": str, "weights_sha256": str}
+    lists = {"sizes": np.ndarray.tolist, "formats": np.ndarray.tolist}
     try:
         with np.load(path, allow_pickle=False) as file:
-            content = {name: file[name] for name in file.files}
-        mu, sigma = (content[name].astype(np.float64) for name in ("mu", "sigma"))
+            mu, sigma = (file[name].astype(np.float64) for name in ("mu", "sigma"))
+            known = {name: convert(file[name]) for name, convert in (texts | lists).items() if name in file}
         if sigma.shape != (mu.size, mu.size) or mu.ndim != 1 or not np.isfinite(mu.sum() + sigma.sum()):
             raise ValueError(f"mu {mu.shape} and sigma {sigma.shape} do not fit, or are not finite")
-        known = {"count": int, "synthetic": bool, "network": str, "weights_sha256": str}
-        known = {name: kind(content[name]) for name, kind in known.items() if name in content}
-        known |= {name: content[name].tolist() for name in ("sizes", "formats") if name in content}
-        return SavedStatistics(path=path, mu=mu, sigma=sigma, **known)
     except Exception as error:  # other files make the reader raise nearly anything
         raise UserError(f"{path}: not statistics (mu and sigma) as pytorch-fid writes them, or damaged") from error
+    return ImageSet(path=path, statistics=(mu, sigma), **{"network": "pytorch-fid"} | known)
 
 
 def save_statistics(path: Path, images: ImageSet, network: FeatureNetwork, batch_size: int = 50) -> None:
-    """Write what `open_image_set` and pytorch-fid read."""
+    """Write what `read_statistics` and pytorch-fid read."""
     images.check_comparable(network)
     gaussian, _ = images.measure(network, batch_size, cache=True)
     known = {name: getattr(images, name) for name in ("count", "sizes", "formats", "synthetic") if images.count}

@@ -9,7 +9,6 @@
 import hashlib
 import socket
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
@@ -30,11 +29,22 @@ from progress import tqdm
 WIDTHS = tuple(pytorch_fid.InceptionV3.BLOCK_INDEX_BY_DIM)  # 64, 192, 768, 2048
 STANDARD_WIDTH = 2048  # the last layer, whose distance is called FID
 NETWORKS = ("auto", "lab", "pytorch-fid")
+LAB_BLOCKS = {  # torchvision's names of the layers in each block of the lab's file
+    "block1": ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3"),
+    "block2": ("Conv2d_3b_1x1", "Conv2d_4a_3x3"),
+    "block3": tuple(f"Mixed_{name}" for name in ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e")),
+    "block4": ("Mixed_7a", "Mixed_7b", "Mixed_7c"),
+}
 LAB_WEIGHTS = Path(__file__).resolve().with_name("afhq_inception_v3.ckpt")
 
 
-class FeatureNetwork(ABC):
-    """A network that is ready to measure, with what identifies it."""
+class FeatureNetwork:
+    """A network that is ready to measure, with what identifies it.
+
+    Raises (its subclasses, when they are made):
+        UserError: when the file of weights is not what it should be.
+        OSError: when it is missing; the message says which file to put where.
+    """
 
     name: str  # of `--network`
 
@@ -49,31 +59,20 @@ class FeatureNetwork(ABC):
         """The pixels of an image file, uint8 [3, H, W]."""
         return to_tensor(read_image(file))
 
-    @abstractmethod
     def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         """Images as `read` gives them -> features [B, dims]."""
+        raise NotImplementedError
 
 
 class LabInception(FeatureNetwork):
-    """The lab's network.
-
-    Raises:
-        UserError: when its file is missing, or not what it should be.
-    """
+    """The lab's network."""
 
     name = "lab"
     origin = "the file comes with the lab's skeleton, in image_diffusion_todo/fid/"
-    blocks = (
-        ("block1", "Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3"),
-        ("block2", "Conv2d_3b_1x1 Conv2d_4a_3x3"),
-        ("block3", "Mixed_5b Mixed_5c Mixed_5d Mixed_6a Mixed_6b Mixed_6c Mixed_6d Mixed_6e"),
-        ("block4", "Mixed_7a Mixed_7b Mixed_7c"),
-    )
 
     def __init__(self, device: torch.device | str = "cpu"):
         if not LAB_WEIGHTS.is_file():
             raise UserError(f"{LAB_WEIGHTS}: not there; {self.origin}; --network pytorch-fid does without it")
-        layers = {f"{block}.{i}": name for block, names in self.blocks for i, name in enumerate(names.split())}
         network = inception_v3(weights=None, aux_logits=False, init_weights=False)
         network.fc = network.dropout = nn.Identity()
         try:
@@ -81,7 +80,7 @@ class LabInception(FeatureNetwork):
             for name, values in torch.load(LAB_WEIGHTS, map_location="cpu", weights_only=True).items():
                 if not name.startswith("final_fc."):  # the three classes
                     block, i, rest = name.split(".", 2)
-                    state[f"{layers[f'{block}.{i}']}.{rest}"] = values
+                    state[f"{LAB_BLOCKS[block][int(i)]}.{rest}"] = values
             network.load_state_dict(state)
         except Exception as error:  # other files make the loader raise nearly anything
             raise UserError(f"{LAB_WEIGHTS}: not the lab's Inception weights, or damaged; {self.origin}") from error
@@ -97,12 +96,7 @@ class LabInception(FeatureNetwork):
 
 
 class PytorchFidInception(FeatureNetwork):
-    """pytorch-fid's network up to the layer that has `dims` features.
-
-    Raises:
-        UserError: when its file is not what it should be.
-        OSError: when it is missing and cannot be downloaded; the message says which file to put where.
-    """
+    """pytorch-fid's network up to the layer that has `dims` features. A missing file is downloaded."""
 
     name = "pytorch-fid"
 
@@ -117,9 +111,8 @@ class PytorchFidInception(FeatureNetwork):
                 torch.load(weights, map_location="cpu", weights_only=True)
                 network = pytorch_fid.InceptionV3([pytorch_fid.InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
         except Exception as error:
-            raise UserError(
-                f"{weights}: not the Inception weights, or damaged; without this file they are downloaded anew"
-            ) from error
+            hint = "without this file they are downloaded anew"
+            raise UserError(f"{weights}: not the Inception weights, or damaged; {hint}") from error
         super().__init__(network, weights, dims, device)
 
     @torch.inference_mode()
@@ -127,18 +120,13 @@ class PytorchFidInception(FeatureNetwork):
         if len({image.shape for image in images}) == 1:
             batch = torch.stack(list(images)).to(self.device) / 255
         else:  # images of different sizes are resized one by one, as the network would
-            batch = torch.cat(
-                [F.interpolate(x[None].to(self.device) / 255, (299, 299), mode="bilinear") for x in images]
-            )
+            scaled = (x[None].to(self.device) / 255 for x in images)
+            batch = torch.cat([F.interpolate(x, (299, 299), mode="bilinear") for x in scaled])
         return self.network(batch)[0].mean(dim=(2, 3))
 
 
 def load_network(name: str, dims: int = STANDARD_WIDTH, device: torch.device | str = "cpu") -> FeatureNetwork:
-    """The network that `--network` names; auto is the lab's if its file is there and `dims` are its 2048.
-
-    Raises:
-        UserError, OSError: for weights that are missing or damaged, or `dims` that the lab's network does not have.
-    """
+    """The network that `--network` names; auto is the lab's if its file is there and `dims` are its 2048."""
     if name == "lab" and dims != STANDARD_WIDTH:
         raise UserError(f"argument --dims: the lab's network has {STANDARD_WIDTH} features, not {dims}")
     if name == "lab" or (name == "auto" and dims == STANDARD_WIDTH and LAB_WEIGHTS.exists()):
@@ -164,10 +152,8 @@ def extract_features(
             decoding = pool.map(network.read, following)  # while the network works on `images`
             features.append(network(images).float().cpu().numpy())
             if not np.isfinite(features[-1]).all():
-                raise UserError(
-                    f"{network.weights}: damaged or incomplete, its features of --dims {network.dims} are not finite: "
-                    "fetch it anew, or try smaller --dims"
-                )
+                damage = f"damaged or incomplete, its features of --dims {network.dims} are not finite"
+                raise UserError(f"{network.weights}: {damage}: fetch it anew, or try smaller --dims")
             bar.update(len(images))
     return np.concatenate(features)
 
@@ -190,9 +176,7 @@ def _download_weights(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(pytorch_fid.FID_WEIGHTS_URL, str(path), hash_prefix=path.stem.rpartition("-")[2])
     except (OSError, HTTPException, RuntimeError) as error:
-        url = pytorch_fid.FID_WEIGHTS_URL
-        raise OSError(
-            f"the Inception weights cannot be downloaded ({error}): fetch {url} and save it as {path}"
-        ) from error
+        by_hand = f"fetch {pytorch_fid.FID_WEIGHTS_URL} and save it as {path}"
+        raise OSError(f"the Inception weights cannot be downloaded ({error}): {by_hand}") from error
     finally:
         socket.setdefaulttimeout(timeout)

@@ -29,7 +29,7 @@ if not __package__:  # run as a script, or imported from inside this folder: our
 from atomic import atomic_write
 from cli import ArgumentParser, UserError, exit_on_user_error, int_range, select_device, writable_file
 from fid.frechet import frechet_distance
-from fid.image_sets import ImageSet, SavedStatistics, open_image_set, save_statistics
+from fid.image_sets import ImageSet, open_image_set, save_statistics
 from fid.inception import NETWORKS, STANDARD_WIDTH, WIDTHS, FeatureNetwork, load_network
 from fid.kid import kernel_distance
 
@@ -42,19 +42,14 @@ TRAINED_ON = {
 def measure(
     real: ImageSet, generated: ImageSet, network: FeatureNetwork, batch_size: int = 50, kid: bool = False
 ) -> dict[str, Any]:
-    """The distance of generated images from real ones, and how it was measured.
-
-    Returns:
-        "name" ("FID", or "FID-768" and so on), "distance", "network" and "dims"; folders, numbers, sizes and formats of
-        images; whether the real ones are synthetic faces; device, checksum of the weights, versions of the libraries.
-        With `kid`, "kid" holds its mean and std, the number of subsets and the size of each.
+    """What --json holds: "name" (FID, or FID-768 and so on), "distance", with `kid` "kid", and how it was measured.
 
     Raises:
         UserError: for broken images, damaged weights, or statistics that cannot be compared.
     """
     for images in (real, generated):
         images.check_comparable(network)
-        if kid and isinstance(images, SavedStatistics):
+        if kid and images.statistics:
             raise UserError(f"argument --kid: {images.path} holds statistics, where images are wanted")
     gaussian, features = real.measure(network, batch_size, cache=True)
     gen_gaussian, gen_features = generated.measure(network, batch_size)
@@ -63,35 +58,32 @@ def measure(
         "distance": frechet_distance(gaussian, gen_gaussian),
         "network": network.name,
         "dims": network.dims,
-        "gt_dir": str(real.path),
-        "gt_images": real.count,
-        "gt_sizes": list(real.sizes),
-        "gt_formats": list(real.formats),
+    }
+    for side, images in (("gt", real), ("gen", generated)):
+        result |= {f"{side}_dir": str(images.path), f"{side}_images": images.count}
+        result |= {f"{side}_sizes": list(images.sizes), f"{side}_formats": list(images.formats)}
+    result |= {
         "gt_synthetic": real.synthetic,
-        "gen_dir": str(generated.path),
-        "gen_images": generated.count,
-        "gen_sizes": list(generated.sizes),
-        "gen_formats": list(generated.formats),
         "device": str(network.device),
         "weights": str(network.weights),
         "weights_sha256": network.weights_sha256,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("pytorch-fid", "torch", "torchvision", "numpy", "pillow")},
-        },
+        "versions": {name: version(name) for name in ("pytorch-fid", "torch", "torchvision", "numpy", "pillow")},
     }
-    return result | ({"kid": kernel_distance(features, gen_features)._asdict()} if kid else {})
+    result["versions"]["python"] = platform.python_version()
+    if kid:
+        result["kid"] = kernel_distance(features, gen_features)._asdict()
+    return result
 
 
 def summary(result: dict[str, Any]) -> str:
-    """What was measured against what, what else than quality the distance holds, KID, and the network."""
+    """What was measured against what, what besides quality adds to the distance, KID, and the network."""
 
     def describe(side: str, kind: str) -> str:
-        count, sizes, formats = (result[f"{side}_{what}"] for what in ("images", "sizes", "formats"))
+        folder, count, sizes, formats = (result[f"{side}_{what}"] for what in ("dir", "images", "sizes", "formats"))
         if count is None:
-            return f"the statistics of {kind} in {result[f'{side}_dir']}"
+            return f"the statistics of {kind} in {folder}"
         sizes = ", ".join(sizes) if len(sizes) < 4 else f"{len(sizes)} sizes"
-        return f"{count} {kind} of {sizes} ({', '.join(formats)}) in {result[f'{side}_dir']}"
+        return f"{count} {kind} of {sizes} ({', '.join(formats)}) in {folder}"
 
     real = describe("gt", "synthetic images" if result["gt_synthetic"] else "real images")
     lines = [f"{real}, {describe('gen', 'generated ones')}"]
@@ -99,9 +91,8 @@ def summary(result: dict[str, Any]) -> str:
         if len({*result[f"gt_{what}"], *result[f"gen_{what}"]}) > 1:
             lines.append(f"Note: images of different {what}: {effect}, which adds to the distance")
     if "kid" in result:
-        lines.append(
-            "KID: {mean:.6f} (standard deviation {std:.6f}, {subsets} subsets of {subset_size})".format(**result["kid"])
-        )
+        text = "KID: {mean:.6f} (standard deviation {std:.6f}, {subsets} subsets of {subset_size})"
+        lines.append(text.format(**result["kid"]))
     lines.append(f"Network: {result['network']}, {TRAINED_ON[result['network']]} ({result['weights']})")
     return "\n".join(lines)
 
@@ -122,12 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--network", choices=NETWORKS, default="auto", help="auto: lab if fid/afhq_inception_v3.ckpt is there")
     add("--dims", type=int, choices=WIDTHS, default=STANDARD_WIDTH, help="number of features, 2048 for lab")
     add("--kid", action="store_true", help="also measure the kernel Inception distance")
-    add(
-        "--save_stats",
-        type=npz_file,
-        metavar="PATH.npz",
-        help="write the statistics of GT_DIR, in pytorch-fid's format",
-    )
+    add("--save_stats", type=npz_file, metavar="PATH.npz", help="write GT_DIR's statistics, in pytorch-fid's format")
     add("--batch_size", type=int_range(1), default=50, help="images per pass through the network")
     add("--device", type=select_device, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--json", type=writable_file, metavar="PATH", help="also write the result, counts, folders and versions here")
@@ -138,8 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print; the last line is the distance."""
     parser = make_parser()
     args = parser.parse_args(arguments)
-    if not args.gen_dir and not args.save_stats:
-        parser.error("the following arguments are required: GEN_DIR (without it, --save_stats)")
+    if not args.gen_dir and (not args.save_stats or args.kid or args.json):
+        parser.error("the following arguments are required: GEN_DIR (--save_stats alone does without it)")
     with exit_on_user_error():
         # Both sides before the network: a mistyped second one should not cost minutes.
         sides = [open_image_set(path) for path in (args.gt_dir, args.gen_dir) if path]

@@ -1,8 +1,9 @@
-"""The FID program: its numbers against pytorch-fid, what it says, and what it refuses."""
+"""The FID program: its numbers against pytorch-fid and the lab's recipe, its networks, and what it refuses."""
 
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -11,37 +12,52 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytorch_fid.fid_score
+import torch
 from PIL import Image
 from scipy import linalg
 
+import fid.inception
 from fid.image_sets import find_images
-from fid.inception import PytorchFidInception, extract_features
+from fid.inception import LabInception, PytorchFidInception, extract_features
 from fid.kid import kernel_distance
 from fid.measure_fid import measure
-from fid_inputs import write_images, write_inception, write_two_folders
-from oracles import refused
+from fid_inputs import WEIGHTS, LabRecipe, write_images, write_inception, write_two_folders
+from oracles import Harmful, refused
 
 PROGRAM = "fid/measure_fid.py"
 
 
 @pytest.fixture(scope="module")
-def inception_home(tmp_path_factory):
-    return write_inception(tmp_path_factory.mktemp("torch home")).parents[2]
+def whole_files(tmp_path_factory):
+    """Random weights for both networks, for pytorch-fid's up to 192 features."""
+    lab = tmp_path_factory.mktemp("lab") / "afhq_inception_v3.ckpt"
+    torch.save(LabRecipe().state_dict(), lab)
+    return {"lab": lab, "pytorch-fid": write_inception(tmp_path_factory.mktemp("torch home"))}
 
 
 @pytest.fixture
-def random_inception(inception_home, monkeypatch):
-    """Random weights up to 192 features for pytorch-fid's network; gives their file."""
-    monkeypatch.setenv("TORCH_HOME", str(inception_home))
-    return next(inception_home.glob("hub/checkpoints/*"))
-
-
-@pytest.fixture
-def no_weights(tmp_path, monkeypatch):
-    """No weights, and nowhere to download them from."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(pytorch_fid.inception, "FID_WEIGHTS_URL", "http://127.0.0.1:9/weights.pth")
+def files(tmp_path, monkeypatch):
+    """Where both networks' weights are looked for: they are not there, nor can they be downloaded."""
+    lab, home = tmp_path / "lab/afhq_inception_v3.ckpt", tmp_path / "torch home"
+    monkeypatch.setattr(fid.inception, "LAB_WEIGHTS", lab)
+    monkeypatch.setenv("TORCH_HOME", str(home))
+    monkeypatch.setattr(pytorch_fid.inception, "FID_WEIGHTS_URL", f"http://127.0.0.1:9/{WEIGHTS}")
     monkeypatch.setenv("no_proxy", "*")
+    files = {"lab": lab, "pytorch-fid": home / "hub/checkpoints" / WEIGHTS}
+    for file in files.values():
+        file.parent.mkdir(parents=True)
+    return files
+
+
+@pytest.fixture
+def imagenet(files, whole_files):
+    """pytorch-fid's weights are there."""
+    files["pytorch-fid"].symlink_to(whole_files["pytorch-fid"])
+
+
+@pytest.fixture
+def both_networks(files, whole_files, imagenet):
+    files["lab"].symlink_to(whole_files["lab"])
 
 
 @pytest.fixture
@@ -50,7 +66,19 @@ def folders(tmp_path):
 
 
 @pytest.fixture
-def pytorch_fids_distance(random_inception, monkeypatch):
+def fid_json(program):
+    """The lines that the program prints, and its JSON."""
+
+    def run(*arguments):
+        run = program(PROGRAM, *arguments, "--json", "fid.json")
+        assert run.returncode == 0, run.stderr
+        return run.stdout.splitlines(), json.loads(Path("fid.json").read_text())
+
+    return run
+
+
+@pytest.fixture
+def pytorch_fids_distance(imagenet, monkeypatch):
     sqrtm = linalg.sqrtm  # of which pytorch-fid wants two values, as older SciPys gave them
     monkeypatch.setattr(linalg, "sqrtm", lambda A, disp=True: sqrtm(A) if disp else (sqrtm(A), None))
 
@@ -76,90 +104,62 @@ def test_agrees_with_pytorch_fid(dims, folders, pytorch_fids_distance):
 
 
 @pytest.mark.filterwarnings("ignore:Matrix is singular")
-def test_pytorch_fid_reads_our_statistics_and_we_read_its(folders, pytorch_fids_distance, program):
+def test_pytorch_fid_reads_our_statistics_and_we_read_its(folders, pytorch_fids_distance, program, fid_json):
     expected = pytorch_fids_distance(*folders, 64)
     run = program(PROGRAM, folders[0], "--save_stats", "ours.npz", "--dims", 64)
     assert run.returncode == 0 and "ours.npz" in run.stdout
     assert pytorch_fids_distance("ours.npz", folders[1], 64) == pytest.approx(expected, rel=1e-4)
     pytorch_fid.fid_score.save_fid_stats([str(folders[0]), "theirs.npz"], 2, "cpu", 64, num_workers=0)
     for file in ("ours.npz", "theirs.npz"):
-        run = program(PROGRAM, file, folders[1], "--dims", 64, "--json", "fid.json")
-        assert run.returncode == 0 and file in run.stdout
-        assert json.loads(Path("fid.json").read_text())["distance"] == pytest.approx(expected, rel=1e-4)
+        lines, found = fid_json(file, folders[1], "--dims", 64)
+        assert file in lines[0] and found["distance"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_features_do_not_depend_on_batches_and_neighbours(tmp_path, random_inception):
+def test_features_do_not_depend_on_batches_and_neighbours(tmp_path, imagenet):
     for i, size in enumerate([(32, 24), (32, 24), (17, 40), (299, 299), (350, 310)]):
         Image.fromarray(np.random.randint(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-    files, network = sorted(tmp_path.glob("*.png")), PytorchFidInception(64)
-    alone = np.concatenate([extract_features([file], network) for file in files])
+    paths, network = sorted(tmp_path.glob("*.png")), PytorchFidInception(64)
+    alone = np.concatenate([extract_features([path], network) for path in paths])
     assert alone.shape == (5, 64) and np.ptp(alone, axis=0).max() > 1e-3
     for batch_size in (2, 50):
-        together = extract_features(files, network, batch_size)
+        together = extract_features(paths, network, batch_size)
         assert np.abs(together - alone).max() < 1e-5 * np.abs(alone).max()
 
 
-def test_runs_from_inside_fid_and_writes_down_how_it_measured(folders, random_inception, task_folder, tmp_path):
+def test_the_labs_features_are_those_of_its_recipe(both_networks, tmp_path):
+    images = [write_images(tmp_path / "small", 1, seed=0, size=(64, 64)) / "0.png"]
+    images += [write_images(tmp_path / "large", 1, seed=1, size=(300, 280), grain=(9, 9), suffix="jpg") / "0.jpg"]
+    found, recipe = extract_features(images, LabInception()), LabRecipe()
+    expected = np.stack([recipe.features(image).numpy() for image in images])
+    assert found.shape == (2, 2048) and np.ptp(expected, axis=0).mean() > 0.05 * expected.mean()
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_runs_from_inside_fid_and_writes_down_how_it_measured(folders, imagenet, files, task_folder, tmp_path):
     """In a copy of the folder that has nothing of the project around it."""
     copy = tmp_path / "a copy"
     shutil.copytree(task_folder, copy, ignore=shutil.ignore_patterns("data", "results", "__pycache__", "samples*"))
     paths = [os.path.relpath(folder, copy / "fid") for folder in folders]
     report = tmp_path / "reports/fid.json"
-    run = subprocess.run(
-        [sys.executable, "measure_fid.py", *paths, "--dims", "64", "--batch_size", "3", "--json", report],
-        cwd=copy / "fid",
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "Warning" not in run.stderr
+    flags = ["--dims", "64", "--batch_size", "3", "--json", report]
+    command = [sys.executable, "measure_fid.py", *paths, *flags]
+    run = subprocess.run(command, cwd=copy / "fid", capture_output=True, text=True)
+    assert run.returncode == 0 and "Warning" not in run.stderr, run.stderr
     counts, network, distance = run.stdout.splitlines()
     assert counts.startswith("5 real") and paths[0] in counts and paths[1] in counts
-    assert "pytorch-fid" in network and str(random_inception) in network
+    assert "pytorch-fid" in network and str(files["pytorch-fid"]) in network
     found = json.loads(report.read_text())
     assert distance == f"FID-64: {found['distance']:.4f}"
     expected = measure(*map(find_images, folders), PytorchFidInception(64))
-    assert found.pop("distance") == pytest.approx(expected.pop("distance"), rel=1e-6)
-    assert (found.pop("gt_dir"), found.pop("gen_dir")) == (*paths,)
-    assert found == {name: value for name, value in expected.items() if name not in ("gt_dir", "gen_dir")}
+    expected |= {"gt_dir": paths[0], "gen_dir": paths[1], "distance": pytest.approx(expected["distance"], rel=1e-6)}
+    assert found == expected
     assert (found["network"], found["dims"], found["gt_images"], found["gen_images"]) == ("pytorch-fid", 64, 5, 4)
-    assert found["weights_sha256"] == hashlib.sha256(random_inception.read_bytes()).hexdigest()
+    assert found["weights_sha256"] == hashlib.sha256(files["pytorch-fid"].read_bytes()).hexdigest()
     assert [path.name for path in report.parent.iterdir()] == ["fid.json"]
 
 
-def test_a_folder_is_0_from_itself(folders, random_inception, program):
-    assert program(PROGRAM, folders[0], folders[0], "--dims", 64).stdout.splitlines()[-1] == "FID-64: 0.0000"
-
-
-def test_what_else_adds_to_the_distance_is_said(folders, random_inception, program):
-    real, made = folders
-
-    def notes():
-        lines = program(PROGRAM, real, made, "--dims", 64, "--json", "fid.json").stdout.splitlines()
-        return [line for line in lines if line.startswith("Note: ")], json.loads(Path("fid.json").read_text())
-
-    said, result = notes()
-    assert said == [] and result["gt_synthetic"] is False
-    Image.new("RGB", (16, 16)).save(made / "small.png")
-    (said,), result = notes()
-    assert "size" in said and result["gen_sizes"] == ["16x16", "32x24"]
-    (made / "small.png").unlink()
-    for file in made.iterdir():
-        Image.open(file).save(file.with_suffix(".jpg"))
-    (said,), result = notes()  # mixed
-    assert "format" in said and result["gen_formats"] == ["JPEG", "PNG"]
-    for file in made.glob("*.png"):
-        file.unlink()
-    (said,), result = notes()  # PNG against JPEG
-    assert "format" in said and result["gt_formats"] == ["PNG"] and result["gen_formats"] == ["JPEG"]
-    (real.parent / "SYNTHETIC.txt").write_text("")
-    assert notes()[1]["gt_synthetic"] is True
-
-
-def test_kid_comes_with_the_distance(folders, random_inception, program):
-    run = program(PROGRAM, *folders, "--dims", 64, "--kid", "--json", "fid.json")
-    *_, kid, network, distance = run.stdout.splitlines()
-    found = json.loads(Path("fid.json").read_text())
+def test_kid_comes_with_the_distance(folders, imagenet, fid_json):
+    (*_, kid, network, distance), found = fid_json(*folders, "--dims", 64, "--kid")
     features = [extract_features(find_images(folder).files, PytorchFidInception(64)) for folder in folders]
     expected = kernel_distance(*features)._asdict()
     assert found["kid"] == pytest.approx(expected, rel=1e-6)
@@ -167,12 +167,115 @@ def test_kid_comes_with_the_distance(folders, random_inception, program):
     assert "pytorch-fid" in network and distance == f"FID-64: {found['distance']:.4f}"
 
 
+def test_different_sizes_and_formats_are_noted(folders, imagenet, fid_json):
+    real, made = folders
+
+    def notes():
+        lines, found = fid_json(*folders, "--dims", 64)
+        return [line for line in lines if line.startswith("Note: ")], found
+
+    found, result = notes()
+    assert found == [] and result["gt_synthetic"] is False
+    Image.new("RGB", (16, 16)).save(made / "small.png")
+    (found,), result = notes()
+    assert "size" in found and result["gen_sizes"] == ["16x16", "32x24"]
+    (made / "small.png").unlink()
+    for file in made.iterdir():
+        Image.open(file).save(file.with_suffix(".jpg"))
+    (found,), result = notes()
+    assert "format" in found and result["gen_formats"] == ["JPEG", "PNG"]
+    for file in made.glob("*.png"):
+        file.unlink()
+    (real.parent / "SYNTHETIC.txt").write_text("")
+    (found,), result = notes()
+    assert "format" in found and (result["gt_formats"], result["gen_formats"]) == (["PNG"], ["JPEG"])
+    assert result["gt_synthetic"] is True
+
+
+# Which network is taken.
+
+
+def test_auto_takes_the_labs_network_where_its_file_is_for_its_width(both_networks, files, folders, program, fid_json):
+    for flags in ([], ["--network", "lab"]):
+        (*_, network, distance), found = fid_json(*folders, *flags)
+        assert "Network: lab" in network and str(files["lab"]) in network
+        assert distance == f"FID: {found['distance']:.4f}" and (found["network"], found["dims"]) == ("lab", 2048)
+        assert found["weights_sha256"] == hashlib.sha256(files["lab"].read_bytes()).hexdigest()
+    for name in ("auto", "pytorch-fid"):
+        assert "Network: pytorch-fid" in fid_json(*folders, "--network", name, "--dims", 64)[0][-2]
+    assert refused(program(PROGRAM, *folders, "--network", "lab", "--dims", 64), "--dims")
+    assert refused(program(PROGRAM, *folders, "--network", "pytorch-fid"), str(files["pytorch-fid"]))  # NaN at 2048
+
+
+def test_statistics_decide_which_network_is_taken(both_networks, files, folders, program, fid_json):
+    assert program(PROGRAM, folders[0], "--save_stats", "lab.npz").returncode == 0
+    np.savez("unnamed.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    assert "Network: lab" in fid_json("lab.npz", folders[1])[0][-2]
+    assert refused(program(PROGRAM, "lab.npz", folders[1], "--network", "pytorch-fid"), "--network")
+    assert refused(program(PROGRAM, "unnamed.npz", folders[1], "--network", "lab"), "--network")
+    assert refused(program(PROGRAM, "unnamed.npz", folders[1]), str(files["pytorch-fid"]))  # NaN at 2048
+    files["lab"].unlink()
+    assert refused(program(PROGRAM, "lab.npz", folders[1]), str(files["lab"]))
+
+
+# The weights files.
+
+
+def test_without_the_weights_one_line_names_the_file_and_where_it_comes_from(files, folders, program):
+    run = program(PROGRAM, *folders, "--network", "lab")
+    assert refused(run, str(files["lab"])) and "skeleton" in run.stderr
+    run = program(PROGRAM, *folders)
+    assert refused(run, str(files["pytorch-fid"])) and f"http://127.0.0.1:9/{WEIGHTS}" in run.stderr
+    assert not list(files["pytorch-fid"].parent.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["nothing", "text", "code", "cut", "a layer less", "another shape", "no tensors"])
+@pytest.mark.parametrize("network", ["lab", "pytorch-fid"])
+def test_a_damaged_or_wrong_file_is_refused_and_its_code_does_not_run(
+    network, kind, files, whole_files, folders, tmp_path, program
+):
+    file, witness = files[network], tmp_path / "ran"
+    state = torch.load(whole_files[network], weights_only=True, mmap=True)
+    layer = next(iter(state))
+    if kind in ("nothing", "text", "cut"):
+        with whole_files[network].open("rb") as whole:
+            file.write_bytes({"nothing": b"", "text": b"hello", "cut": whole.read(9999)}[kind])
+    elif kind == "code":
+        file.write_bytes(pickle.dumps(Harmful(witness)))
+        assert refused(program(PROGRAM, *folders, "--network", network), str(file))
+        torch.save(state | {"code": Harmful(witness)}, file)
+    else:
+        state[layer] = {"another shape": torch.zeros(2), "no tensors": "hello"}.get(kind)
+        if kind == "a layer less":
+            del state[layer]
+        torch.save(state, file)
+    assert refused(program(PROGRAM, *folders, "--network", network), str(file))
+    assert not witness.exists()
+
+
+def test_weights_are_downloaded_once_and_kept_only_with_the_checksum_in_their_name(
+    files, whole_files, tmp_path, monkeypatch
+):
+    content = whole_files["pytorch-fid"].read_bytes()
+    served = tmp_path / f"weights-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    monkeypatch.setattr(pytorch_fid.inception, "FID_WEIGHTS_URL", served.as_uri())
+    served.write_bytes(b"an error page")
+    with pytest.raises(OSError, match=served.name):
+        PytorchFidInception(64)
+    assert not list(files["pytorch-fid"].parent.iterdir())
+    served.write_bytes(content)
+    PytorchFidInception(64)
+    assert files["pytorch-fid"].with_name(served.name).read_bytes() == content
+    served.unlink()
+    assert not PytorchFidInception(64).network.training
+
+
 # What the user gave.
 
 
 @pytest.mark.parametrize("name", ["missing", "file.png", "empty", "single", "broken", "pipe"])
 @pytest.mark.parametrize("place", [0, 1])
-def test_bad_folders_end_in_one_line(name, place, folders, no_weights, tmp_path, program):
+def test_bad_folders_end_in_one_line(name, place, folders, files, tmp_path, program):
     """Before the network is looked for, which is not there."""
     (tmp_path / "empty").mkdir()
     write_images(tmp_path / "single", 1, seed=0)
@@ -184,28 +287,22 @@ def test_bad_folders_end_in_one_line(name, place, folders, no_weights, tmp_path,
     assert refused(program(PROGRAM, *paths), str(tmp_path / name))
 
 
-def test_an_image_that_breaks_off_is_named(folders, random_inception, program):
+def test_an_image_that_breaks_off_is_named(folders, imagenet, program):
     broken = folders[1] / "2.png"
     broken.write_bytes(broken.read_bytes()[:200])
     assert refused(program(PROGRAM, *folders, "--dims", 64), str(broken))
 
 
-@pytest.mark.parametrize(
-    ("flag", "value"),
-    [
-        ("--dims", "100"),
-        ("--dims", "many"),
-        ("--network", "another"),
-        ("--batch_size", "0"),
-        ("--device", "toaster"),
-        ("--json", "."),
-        ("--save_stats", "stats"),
-    ],
-)
-def test_bad_values_end_in_one_line(flag, value, folders, program):
+BAD = "--dims 100", "--network another", "--batch_size 0", "--device toaster", "--json .", "--save_stats stats"
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_bad_values_end_in_one_line(flags, folders, program):
+    flag, value = flags.split()
     run = program(PROGRAM, *folders, flag, value)
     assert refused(run, flag) and value in run.stderr
 
 
-def test_one_folder_alone_has_no_distance(folders, program):
-    assert refused(program(PROGRAM, folders[0]), "GEN_DIR")
+@pytest.mark.parametrize("flags", ["", "--save_stats stats.npz --kid", "--save_stats stats.npz --json fid.json"])
+def test_one_folder_alone_has_no_distance(flags, folders, program):
+    assert refused(program(PROGRAM, folders[0], *flags.split()), "GEN_DIR")

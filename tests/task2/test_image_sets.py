@@ -55,12 +55,6 @@ def content(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_standard_width_needs_no_number(folders, network):
-    assert network.measure(folders)[0]["name"] == "FID-3"
-    network.dims = 2048
-    assert network.measure(folders)[0]["name"] == "FID"
-
-
 def test_every_image_counts_except_hidden_ones(tmp_path):
     real = write_images(tmp_path / "real", 5, seed=1)
     shutil.copy(real / "0.png", real / "UPPER.PNG")
@@ -79,6 +73,7 @@ def test_the_real_images_are_read_once(folders, network):
     before = [content(folder) for folder in folders]
     first, read = network.measure(folders)
     assert read == {"real", "made"}
+    os.utime(folders[0] / "1.png", ns=(0, 1))  # dates do not count
     assert network.measure(folders) == (first, {"made"})
     assert [content(folder) for folder in folders] == before
     assert len([*(folders[0].parent / ".cache").iterdir()]) == 1
@@ -113,12 +108,6 @@ def test_the_cache_notices_a_change(change, folders, network):
     assert len([*folders[0].parent.iterdir()]) == 2  # no cache but the newest
 
 
-def test_the_cache_does_not_depend_on_dates(folders, network):
-    network.measure(folders)
-    os.utime(folders[0] / "1.png", ns=(0, 1))
-    assert network.measure(folders)[1] == {"made"}
-
-
 @pytest.mark.parametrize(("attribute", "value"), [("dims", 768), ("name", "another"), ("weights_sha256", "b")])
 def test_the_cache_depends_on_width_and_network(attribute, value, folders, network):
     network.measure(folders)
@@ -136,24 +125,6 @@ def test_a_damaged_cache_is_replaced(folders, network, tmp_path):
         assert network.measure(folders) == (expected, {"real", "made"})
         assert file.read_bytes() == whole
     assert not witness.exists()
-
-
-def test_the_cache_goes_where_it_can_be_written(folders, network, tmp_path):
-    (folders[0].parent / ".cache").write_text("in the way")
-    first, _ = network.measure(folders)
-    assert network.measure(folders) == (first, {"made"})
-    shutil.rmtree(tmp_path / "user's cache")
-    (tmp_path / "user's cache").write_text("in the way")
-    assert network.measure(folders) == (first, {"real", "made"})
-
-
-def test_a_read_only_folder_is_left_alone_even_by_an_administrator(folders, network):
-    folders[0].parent.chmod(0o555)
-    try:
-        network.measure(folders)
-    finally:
-        folders[0].parent.chmod(0o755)
-    assert [path.name for path in folders[0].parent.iterdir()] == ["real"]
 
 
 # Statistics.
@@ -177,7 +148,9 @@ def test_saved_statistics_stand_in_for_a_folder(side, folders, network, tmp_path
 
 def test_a_file_of_mean_and_covariance_is_enough(folders, network, tmp_path):
     features = np.random.default_rng(0).normal(size=(10, 3))
-    np.savez_compressed(tmp_path / "other.npz", mu=features.mean(axis=0), sigma=np.cov(features, rowvar=False))
+    statistics = {"mu": features.mean(axis=0), "sigma": np.cov(features, rowvar=False)}
+    more = np.array([Harmful(tmp_path / "ran")], dtype=object)  # is not read, nor are a million images
+    np.savez_compressed(tmp_path / "other.npz", **statistics, arr_0=more)
     network.name = "pytorch-fid"
     found, read = network.measure([tmp_path / "other.npz", folders[1]])
     assert found["distance"] > 0 and found["gt_images"] is None and read == {"made"}
