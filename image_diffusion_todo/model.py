@@ -9,7 +9,9 @@ Training (DDPM, Algorithm 1) noises an image to a random x_t and compares the ne
 Shapes: images and noise [B, 3, H, W], images in [-1, 1]; t [B]; class_label [B], 1 .. num_classes, 0 for "no class".
 """
 
+import math
 import os
+from collections import deque
 from collections.abc import Iterator
 
 import torch
@@ -39,9 +41,6 @@ class DiffusionModule(nn.Module):
 
     Attributes:
         classes: names of the labels 1, 2, ..., if known; saved in checkpoints.
-
-    Raises:
-        ValueError: for an unknown predictor, parametrization or loss weight.
     """
 
     def __init__(
@@ -62,12 +61,9 @@ class DiffusionModule(nn.Module):
         ]:
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
-        self.network = network
-        self.var_scheduler = var_scheduler
-        self.predictor = predictor
-        self.precision = precision
-        self.parametrization = parametrization
-        self.loss_weight = loss_weight
+        self.network, self.var_scheduler = network, var_scheduler
+        self.predictor, self.parametrization = predictor, parametrization
+        self.precision, self.loss_weight = precision, loss_weight
         self.classes: list[str] | None = None
         self._loss_weights: torch.Tensor | None = None  # [T], computed at the first loss
 
@@ -155,29 +151,16 @@ class DiffusionModule(nn.Module):
         eta: float = 0.0,
         clip_x0: bool = False,
     ) -> torch.Tensor | list[torch.Tensor]:
-        """Images from noise, by default in T steps (DDPM, Algorithm 2). Call `eval()` first to switch dropout off.
+        """Images [B, 3, H, W] from noise, by default in T steps (DDPM, Algorithm 2); see `reverse_process`.
 
-        Args:
-            batch_size: B.
-            return_traj: return all x_t, on the CPU.
-            class_label: see `reverse_process`.
-            guidance_scale: likewise.
-            sample_method: see `samplers.sampling_timesteps`.
-            num_inference_steps: likewise.
-            eta: see `reverse_process`.
-            clip_x0: likewise.
-
-        Returns:
-            Images [B, 3, H, W]; with return_traj the list x_T ... x_0, one more than there are steps.
+        With return_traj, all x_T ... x_0 on the CPU, one more than there are steps. Call `eval()` first to switch
+        dropout off.
         """
         timesteps = sampling_timesteps(self.var_scheduler, sample_method, num_inference_steps, eta)
-        traj = []
-        for x_t in self.reverse_process(
-            batch_size, class_label, guidance_scale, sample_method, timesteps, eta, clip_x0=clip_x0
-        ):
-            if return_traj:
-                traj.append(x_t.cpu())
-        return traj if return_traj else x_t
+        chain = self.reverse_process(batch_size, class_label, guidance_scale, sample_method, timesteps, eta, clip_x0)
+        if return_traj:
+            return [x_t.cpu() for x_t in chain]
+        return deque(chain, maxlen=1).pop()
 
     @torch.no_grad()
     def reverse_process(
@@ -205,9 +188,6 @@ class DiffusionModule(nn.Module):
             clip_x0: clamp each predicted x_0 to [-1, 1], as DDPM's own code does.
             randn_like: draws x_T and then the noise of each step.
             progress: show a bar.
-
-        Raises:
-            ValueError: for labels that do not exist, guidance without labels, or an unknown method.
         """
         class_label = self._check_labels(batch_size, class_label, guidance_scale)
         scheduler = self.var_scheduler
@@ -248,15 +228,12 @@ class DiffusionModule(nn.Module):
                 raise ValueError(f"guidance_scale {guidance_scale} needs class_label")
             return None
         class_label = torch.as_tensor(class_label)
-        if class_label.shape != (batch_size,):
-            raise ValueError(f"class_label must have shape [{batch_size}], got {list(class_label.shape)}")
-        num_classes = getattr(self.network, "num_classes", None)
-        exist = class_label == class_label.round()
-        if num_classes:
-            exist &= (class_label >= 0) & (class_label <= num_classes)
-        # Not read from a GPU, which would synchronise with it: training's labels come from the data set.
-        if class_label.device.type == "cpu" and not exist.all():
-            raise ValueError(f"class_label must be whole numbers in 0..{num_classes}, got {class_label.tolist()}")
+        last = getattr(self.network, "num_classes", None) or math.inf
+        valid = class_label.shape == (batch_size,)
+        if valid and class_label.device.type == "cpu":  # to read them from a GPU would synchronise with it
+            valid = ((class_label == class_label.round()) & (class_label >= 0) & (class_label <= last)).all()
+        if not valid:
+            raise ValueError(f"class_label must be {batch_size} labels of 0..{last}, got {class_label.tolist()}")
         return class_label.long().to(self.device)
 
     # Files
@@ -265,11 +242,11 @@ class DiffusionModule(nn.Module):
         """Everything needed to rebuild this module, as plain numbers and tensors (see `checkpoint.py`).
 
         Raises:
-            TypeError: for a network or schedule of another class, which could not be rebuilt from its arguments.
+            TypeError: for a network or schedule of another class, which `load` could not rebuild.
         """
-        for part, known in [(self.network, UNet), (self.var_scheduler, DDPMScheduler)]:
-            if type(part) is not known:
-                raise TypeError(f"only a {known.__name__} itself can be saved, not a {type(part).__name__}")
+        for part, kind in ((self.network, UNet), (self.var_scheduler, DDPMScheduler)):
+            if type(part) is not kind:
+                raise TypeError(f"only a {kind.__name__} itself can be saved, not a {type(part).__name__}")
         return {
             "network": self.network.config,
             "var_scheduler": self.var_scheduler.config,
@@ -286,9 +263,7 @@ class DiffusionModule(nn.Module):
     def load(self, path: str | os.PathLike, weights: str = "ema") -> None:
         """Replace network, schedule and predictor by those of a checkpoint, on the same device (else the CPU).
 
-        Args:
-            path: the file.
-            weights: "ema": the averaged weights; "last": the latest ones, in a checkpoint of train.py.
+        weights is "ema", the averaged ones, or "last", the latest ones in a checkpoint of train.py.
 
         Raises:
             OSError, UserError: see `read_checkpoint`; the module stays unchanged.

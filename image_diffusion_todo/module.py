@@ -43,11 +43,9 @@ class Swish(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Timestep -> vector: the position encoding of "Attention Is All You Need" (Sec. 3.5), then a two-layer MLP.
+    """Timestep -> sinusoids (Vaswani et al., 2017, arXiv:1706.03762, Sec. 3.5) -> two-layer MLP -> vector.
 
-    Args:
-        hidden_size: width of the embedding.
-        frequency_embedding_size: number of sinusoids (even), of frequencies from 1 down to 1/10000.
+    The frequency_embedding_size (even) sinusoids have frequencies from 1 down to 1/10000.
     """
 
     def __init__(self, hidden_size: int, frequency_embedding_size: int = 256):
@@ -112,14 +110,9 @@ class AttnBlock(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with the time (and class) embedding added between them, and a shortcut.
+    """Two convolutions with the time (and class) embedding of width tdim added between them, and a shortcut.
 
-    Args:
-        in_ch: channels of the input, a multiple of 32.
-        out_ch: channels of the output, a multiple of 32.
-        tdim: width of the embedding.
-        dropout: share of features dropped in training.
-        attn: end with self-attention.
+    in_ch and out_ch are multiples of 32; with attn, the block ends with self-attention.
     """
 
     def __init__(self, in_ch: int, out_ch: int, tdim: int, dropout: float, attn: bool = False):

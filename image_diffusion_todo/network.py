@@ -78,10 +78,10 @@ class UNet(nn.Module):
             raise UserError(f"dropout and cfg_dropout are shares of 1, got {dropout} and {cfg_dropout}")
         if patch_size not in PATCH_SIZES:
             raise UserError(f"patch_size must be 1, 2 or 4, got {reprlib.repr(patch_size)}")
-        self.divisor = patch_size * 2 ** (len(ch_mult) - 1)
-        if image_resolution % self.divisor:
+        divisor = patch_size * 2 ** (len(ch_mult) - 1)
+        if image_resolution % divisor:
             raise UserError(
-                f"image_resolution {image_resolution} is not a multiple of {self.divisor}, as patch_size {patch_size} "
+                f"image_resolution {image_resolution} is not a multiple of {divisor}, as patch_size {patch_size} "
                 f"and {len(ch_mult)} levels of ch_mult require"
             )
         if ch % 32:
@@ -132,16 +132,8 @@ class UNet(nn.Module):
     ) -> torch.Tensor:
         """The prediction for noisy images x; one timestep may hold for the whole batch.
 
-        Args:
-            x: [B, 3, H, W].
-            timestep: t.
-            class_label: [B] in 0 .. num_classes, 0 for "no class"; only with use_cfg.
-
-        Raises:
-            ValueError: for images whose size the levels cannot halve, and for labels without use_cfg.
+        class_label is [B] in 0 .. num_classes, 0 or None for "no class"; a ValueError without use_cfg.
         """
-        if x.shape[-2] % self.divisor or x.shape[-1] % self.divisor:
-            raise ValueError(f"height and width must be multiples of {self.divisor}, got images {list(x.shape)}")
         temb = self.time_embedding(timestep)
         if self.use_cfg:
             temb = temb + self._embed_class(class_label, x)
@@ -167,8 +159,8 @@ class UNet(nn.Module):
 
     def _embed_class(self, class_label: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
         if class_label is None:
-            class_label = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+            class_label = torch.zeros(len(x), dtype=torch.long, device=x.device)
         if self.training:
-            dropped = torch.rand(x.shape[0], device=x.device) < self.cfg_dropout
+            dropped = torch.rand(len(x), device=x.device) < self.cfg_dropout
             class_label = class_label.masked_fill(dropped, 0)
         return self.class_embedding(class_label)

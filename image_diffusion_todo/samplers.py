@@ -35,7 +35,9 @@ from scheduler import DDPMScheduler
 
 METHODS = ("ddpm", "ddim", "dpm")
 DEFAULT_STEPS = {"ddim": 50, "dpm": 20}
-MIN_ALPHA_BAR = 4e-5  # of the timestep at which ddim and dpm start; where the linear schedule of 1000 steps ends
+# Cosine goes on to alpha-bar = 2e-9. From there, unclipped ddim turns an error of 0.002 of the noise into one of 0.6 to
+# 2.7. Clipping, or v, prevents that, but dpm would still take 6 of its 20 steps where x_t is noise alone.
+MIN_ALPHA_BAR = 4e-5
 
 Predict = Callable[[torch.Tensor, int], torch.Tensor]  # x_t [B, C, H, W], t -> prediction [B, C, H, W]
 PredictBoth = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]  # x_t, t -> x_0 and eps
@@ -101,19 +103,13 @@ def sampling_timesteps(
     """The decreasing timesteps at which a sampler evaluates the network.
 
     ddpm takes all T. ddim takes evenly spaced ones and dpm ones evenly spaced in lambda (for Gaussian data of standard
-    deviation 0.4 and an exact network, 20 dpm steps of the linear schedule end at 0.406; evenly spaced in t, at 0.51).
-    Both end at timestep 0, and start at the last timestep with alpha-bar >= `MIN_ALPHA_BAR`: T - 1 of the linear and
-    quad schedules of 1000 steps. The cosine schedule goes on to alpha-bar = 2e-9, where x_0 has 20,000 times the error
-    of the predicted noise.
+    deviation 0.4 and an exact network, 20 dpm steps of the linear schedule end at 0.406; evenly spaced in t, at 0.51),
+    both from the last timestep with alpha-bar >= `MIN_ALPHA_BAR` down to 0.
 
-    Args:
-        scheduler: the schedule that the network was trained with.
-        sample_method: one of `METHODS`.
-        num_inference_steps: how many timesteps, or all where there are fewer; None: T for ddpm, else `DEFAULT_STEPS`.
-        eta: of ddim, checked here.
+    num_inference_steps None means T for ddpm, else `DEFAULT_STEPS`. The result is shorter where rounding leaves fewer.
 
     Raises:
-        ValueError: for an unknown method, or settings that do not fit it; the message begins with the argument's name.
+        ValueError: for settings that do not fit together; the message begins with the argument's name.
     """
     T = scheduler.num_train_timesteps
     if sample_method not in METHODS:
@@ -149,14 +145,8 @@ def round_distinct(timesteps: np.ndarray) -> list[int]:
 class ImageNoise:
     """`randn_like` for a batch in which image i of a seed always gets the same noise, whatever the batch.
 
-    Each image has a generator of its own, seeded by (seed, i). The network may still round differently in batches of
-    different sizes.
-
-    Args:
-        seed: at least 0.
-        indices: i of each image in the batch.
-        resolution: height and width of the images.
-        device: where the noise is drawn; each kind of device draws other noise.
+    Each image has a generator of its own, seeded by (seed, i), on the device; each kind of device draws other noise.
+    The network may still round differently in batches of different sizes.
     """
 
     BLOCK = 16  # steps drawn at once for an image: one call per image and step would take longer than the network

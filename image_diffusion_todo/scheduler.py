@@ -126,17 +126,9 @@ PREDICTORS = ("noise", "x0", "mean")
 class DDPMScheduler(BaseScheduler):
     """The forward process, and one reverse step for each predictor.
 
-    Args:
-        num_train_timesteps: T.
-        beta_1: see `beta_schedule`.
-        beta_T: likewise.
-        mode: likewise.
-        sigma_type: variance of a reverse step (DDPM, Sec. 3.2): "small": beta~_t, optimal for a known x_0;
-            "large": beta_t, optimal for x_0 ~ N(0, I).
-
-    Attributes:
-        Buffers, float32 [T], besides those of `BaseScheduler`: sigmas, the standard deviation of a reverse step;
-        posterior_mean_coef_x0, posterior_mean_coef_xt, the coefficients of eq. 7 (1 and 0 at t = 0).
+    Further buffers, float32 [T]: sigmas, the standard deviation of a reverse step; posterior_mean_coef_x0 and
+    posterior_mean_coef_xt, the coefficients of eq. 7 (1 and 0 at t = 0). With sigma_type "small", the variance of a
+    step is beta~_t, optimal for a known x_0; with "large", beta_t, optimal for x_0 ~ N(0, I) (DDPM, Sec. 3.2).
 
     Raises:
         ValueError: for an unknown sigma_type, and as `BaseScheduler`.
@@ -185,14 +177,7 @@ class DDPMScheduler(BaseScheduler):
         predictor: str,
         z: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """One reverse step x_t -> x_{t-1}.
-
-        Args:
-            x_t: noisy images at timestep t.
-            t: the timestep.
-            net_out: the network's prediction.
-            predictor: what it predicts: "noise", "x0" or "mean".
-            z: the standard Gaussian noise of the step; drawn if None.
+        """One reverse step x_t -> x_{t-1}; net_out is the predicted "noise", "x0" or "mean", z the step's noise.
 
         Raises:
             ValueError: for an unknown predictor.
