@@ -1,78 +1,83 @@
-"""The folder of a data set: its layout, and its evaluation images.
+"""The layout of a data set.
 
 afhq/                   the data root
     train/cat/*.jpg     one folder per class, in both splits
     val/cat/*.jpg       (or test/, valid/, validation/)
-    eval/*.png          every validation image, resized; made by `python dataset.py`
+    eval/*.png          every validation image, resized, see `eval_images.py`
+    split/              in a folder of images without val/: a data root, made by `python dataset.py --val_share 0.1`
     SYNTHETIC.txt       only where `synthetic_faces.py` drew the images
     .cache/             decoded training images
 """
 
-import json
-import math
 import os
+import random
 import re
 import shlex
 import shutil
 import unicodedata
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
-
-from PIL import Image
 
 from cli import UserError
-from images import LITTER, center_square, fingerprint, is_litter, is_writable, list_images, read_image, resize, to_rgb
-from progress import tqdm
+from images import LITTER, image_endings, is_litter, is_writable, list_images, note
 
-SPLITS = {
-    "train": ("train",),
-    "val": ("val", "test", "valid", "validation"),
-}  # and the names that their folders may have
+# The names that the folder of a split may have, in any letter case.
+SPLITS = {"train": ("train", "training"), "val": ("val", "test", "valid", "validation")}
 SYNTHETIC_MARK = "SYNTHETIC.txt"
-EVAL_MARK = ".images.json"
-EVAL_RESOLUTION = 64
 
 # What may be replaced: decoded images, and what `synthetic_faces.py` writes. Everything else is the user's.
 _CACHE = re.compile(r"\.cache(/.*)?")
 _SYNTHETIC = re.compile(
-    rf"{_CACHE.pattern}|{SYNTHETIC_MARK}|eval(\.partial)?(/.*)?|(train|val)(/(cat|dog|wild)(/\w+_\d{{5}}\.png)?)?"
+    rf"{_CACHE.pattern}|{SYNTHETIC_MARK}|(\.eval\.partial|eval)(/.*)?|(train|val)(/(cat|dog|wild)(/\w+_\d{{5}}\.png)?)?"
 )
 
 
 # The layout.
 
 
-def resolve_root(root: str | os.PathLike) -> Path:
-    """The data root that `root` means: itself, or the folder `afhq` in it. It need not exist."""
-    root = Path(root)
-    if root.name == "afhq" or has_split(root):
-        return root
-    return root / "afhq"
-
-
 def split_dir(root: Path, split: str) -> Path:
     """The folder of a split, which need not exist."""
-    return next((root / name for name in SPLITS.get(split, ()) if (root / name).is_dir()), root / split)
+    names = SPLITS.get(split, ())
+    folders = {name.lower(): root / name for name in visible_names(root) if name.lower() in names}
+    return next((folders[name] for name in names if name in folders and folders[name].is_dir()), root / split)
 
 
-def has_split(root: Path) -> bool:
-    """Whether `root` holds at least one of the two splits."""
-    return any(split_dir(root, split).is_dir() for split in SPLITS)
+def present_splits(root: Path) -> list[str]:
+    """Which of the two splits `root` holds."""
+    return [split for split in SPLITS if split_dir(root, split).is_dir()]
+
+
+def resolve_root(root: str | os.PathLike) -> Path:
+    """The data root that `root` means: itself, or the folder in it with the data. It need not exist."""
+    root = Path(root)
+    places = [root, root / "afhq", root / root.name, root / "split"]
+    found = [place for place in places if present_splits(place)]
+    if found:
+        return max(found, key=lambda place: len(present_splits(place)))
+    return root if root.name == "afhq" else root / "afhq"
 
 
 def check_has_data(root: str | os.PathLike) -> None:
     """Raise a UserError unless there are data at `root`, the `--data_root` of programs that do not download."""
-    if has_split(resolve_root(root)):
-        return
-    found = visible_names(Path(root))
-    raise UserError(
-        f"argument --data_root: {root} holds {', '.join(found[:3]) or 'nothing'}{', ...' * (len(found) > 3)}, and no "
-        "train/ and val/ with a folder of images per class; "
-        f"`python dataset.py --data_root {shlex.quote(str(root))}` downloads AFHQ, with --synthetic 500 it draws faces"
-    )
+    if not present_splits(resolve_root(root)):
+        raise UserError(f"argument --data_root: {_describe(Path(root))}")
+
+
+def _describe(root: Path) -> str:
+    """What is at `root`, what is wanted there, and how to get it."""
+    names = visible_names(root)
+    found = f"holds {', '.join(names[:3])}{', ...' * (len(names) > 3)}" if names else "is empty"
+    if not root.is_dir():
+        found = "is a file" if root.exists() else "does not exist"
+    command = f"`python dataset.py --data_root {shlex.quote(str(root))}"
+    if inner := [name for name in names if len(present_splits(root / name)) == len(SPLITS)]:
+        remedy = f"choose {root / inner[0]}, which has them"
+    elif names:
+        remedy = f"{command} --val_share 0.1` takes a tenth of the images there for val/"
+    else:
+        remedy = f"{command}` downloads AFHQ, with --synthetic 500 it draws faces"
+    return f"{root} {found}; wanted are train/ and val/ with a folder of images per class: {remedy}"
 
 
 def is_synthetic(root: str | os.PathLike) -> bool:
@@ -81,36 +86,83 @@ def is_synthetic(root: str | os.PathLike) -> bool:
 
 
 def list_classes(root: Path, split: str) -> dict[str, list[Path]]:
-    """The images of each class in a split; images in the order of their names, classes too unless they are numbers.
-
-    Images in folders inside a class's folder belong to the class.
+    """The images of each class in a split, see `find_classes`.
 
     Raises:
         FileNotFoundError: when there is no such split.
-        UserError: when the split has no classes or a class has no images; the message names the folder.
+        UserError: when a class has no images; the message names the folder.
     """
     folder = split_dir(root, split)
     if not folder.is_dir():
-        found = ", ".join(visible_names(root)[:3]) or "nothing"
-        raise FileNotFoundError(f"no split {split!r} in {root}: {folder} is not a folder, {found} is there")
+        raise FileNotFoundError(f"no split {split!r}: {_describe(root)}")
+    return find_classes(folder)
+
+
+def find_classes(folder: Path) -> dict[str, list[Path]]:
+    """The images of each class, a folder in `folder`; images without one are a single class, "images".
+
+    Classes are in the order of their names, or numbers; images in the order of their names. Images in folders inside
+    a class's folder belong to the class.
+    """
     classes: dict[str, list[Path]] = {}
-    for name in visible_names(folder):
-        if (folder / name).is_dir():
-            files = list_images(folder / name)
-            if not files:
-                raise UserError(f"{folder / name} holds no images")
+    loose = []
+    for path in [folder / name for name in visible_names(folder)]:
+        is_image = path.suffix.lower() in image_endings()
+        if path.is_dir() or not (is_image or path.exists()):  # a link to nothing is an error in `list_images`
             # One name in two Unicode forms, as macOS and others write "é", is one class.
-            classes.setdefault(unicodedata.normalize("NFC", name), []).extend(files)
-    if not classes:
-        raise UserError(
-            f"{folder} must hold one folder of images per class, and holds {len(list_images(folder))} images"
-        )
-    return dict(sorted(classes.items(), key=lambda item: (int(item[0]) if item[0].isdecimal() else math.inf, item[0])))
+            classes.setdefault(unicodedata.normalize("NFC", path.name), []).extend(list_images(path))
+        elif is_image:
+            loose.append(path)
+    if not any(classes.values()):
+        classes = {"images": loose}
+    elif loose:
+        note(f"{folder}: {len(loose)} images outside of the folders of the classes are ignored")
+    if empty := [name for name, files in classes.items() if not files]:
+        raise UserError(f"{folder if empty == ['images'] else folder / empty[0]} holds no images")
+    return dict(sorted(classes.items(), key=lambda item: item[0].zfill(255) if item[0].isdecimal() else item[0]))
 
 
 def visible_names(folder: Path) -> list[str]:
     """What is in a folder, sorted, without litter."""
     return sorted(path.name for path in folder.iterdir() if not is_litter(path.name)) if folder.is_dir() else []
+
+
+def split_off_val(root: Path, share: float) -> Path:
+    """Make the data root `root/split` of images in `root` that have no val/: flat, per class, or in `root/train/`.
+
+    A random share of each class goes to val/. The images stay where they are: the new ones are hard links, or copies
+    where the file system has no links.
+
+    Raises:
+        PermissionError: when `root` is read-only.
+        UserError: when there are too few images, or `root/split` exists.
+    """
+    if split_dir(root, "val").is_dir():
+        raise UserError(f"{root} has val/ and no train/: put the training images into {root / 'train'}")
+    source, target = split_dir(root, "train"), root / "split"
+    if not source.is_dir():
+        source = root
+    if target.exists():
+        raise UserError(f"{target} is in the way: rename it")
+    if len({file.parent == source for file in list_images(source)}) > 1:
+        raise UserError(f"{source} holds images both in folders and outside: put each into a folder of its class")
+    classes = find_classes(source)
+    check_writable(root)
+    with atomic_dir(target) as partial:
+        for name, files in classes.items():
+            if len(files) < 2:
+                raise UserError(f"argument --val_share: {source} holds only one image of class {name}")
+            count = min(max(round(share * len(files)), 1), len(files) - 1)
+            val = set(random.Random(0).sample(files, count))
+            for file in files:
+                inner = Path(name, file.name) if file.parent == source else file.relative_to(source)
+                place = partial / ("val" if file in val else "train") / inner
+                place.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(file.resolve(), place)
+                except OSError:
+                    shutil.copyfile(file, place)
+    return target
 
 
 def check_writable(folder: Path) -> None:
@@ -129,11 +181,12 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def atomic_dir(folder: Path) -> Iterator[Path]:
-    """A new folder `{folder}.partial` that takes the place of `folder` at the end of the block.
+    """A new folder `.{folder}.partial` that takes the place of `folder` at the end of the block.
 
     So a folder is whole or not there. An error removes the new folder; after a kill, the next call does.
     """
-    partial = folder.with_name(folder.name + ".partial")
+    folder = folder.resolve()  # a link stays one
+    partial = folder.with_name(f".{folder.name[:60]}.partial")  # short: names end at 255 bytes
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -172,118 +225,7 @@ def check_free(root: Path) -> None:
         if others:
             raise UserError(
                 f"{root} already holds other things ({', '.join(others[:3])}): move them or choose another folder; "
-                "a data set of your own needs train/ and val/ with a folder of images per class"
+                "where they are images to train on, --val_share 0.1 takes a tenth of them for val/"
             )
-    elif root.exists():
-        raise UserError(f"{root} is a file, where a folder is wanted")
+    check_writable(root)
     check_writable(root.parent)
-
-
-# The evaluation images.
-
-
-class EvalImages(NamedTuple):
-    """What `make_eval_images` put into a folder, as `EVAL_MARK` in it says."""
-
-    made_from: str  # the `fingerprint` of validation images and settings
-    names: list[str]
-    skipped: list[str]  # what is wrong with each image that was left out
-
-
-def make_eval_images(
-    root: Path,
-    resolution: int = EVAL_RESOLUTION,
-    file_format: str = "png",
-    crop: bool = False,
-    skip_broken: bool = False,
-) -> tuple[EvalImages, bool]:
-    """Make `root/eval/`, unless it is up to date: every validation image, resized.
-
-    Args:
-        root: the data root.
-        resolution: height and width.
-        file_format: "png" makes `<class>_<name>.png`, resized like training images. "jpeg" does what the lab does: the
-            name stays, and Pillow's defaults resize and save the image in the mode that it has.
-        crop: take the centre square of each image.
-        skip_broken: leave out images that cannot be decoded.
-
-    Returns:
-        The images, and whether they were made now.
-
-    Raises:
-        PermissionError: when the root is read-only.
-        UserError: for a broken image, unless `skip_broken`; or when `eval/` holds files that are not from here.
-    """
-    folder, settings = root / "eval", (file_format, resolution, crop)
-    files = [file for images in list_classes(root, "val").values() for file in images]
-    made_from = fingerprint(files, root, *settings)
-    present, mark = set(visible_names(folder)), _read_mark(folder) or EvalImages("", [], [])
-    if mark.made_from == made_from and present == set(mark.names) and (skip_broken or not mark.skipped):
-        return mark, False
-    if others := sorted(present - set(mark.names)):
-        is_lab = all(name.lower().endswith(".jpg") for name in others)
-        kind = "JPEG images, as the lab's dataset.py makes them" if is_lab else "files that this program did not make"
-        raise UserError(
-            f"{folder} holds {len(others)} {kind} ({', '.join(others[:3])}): measure against them as they are, "
-            "or move the folder and run this again (--eval_format jpeg makes the lab's images)"
-        )
-    if not is_writable(root):
-        raise PermissionError(f"{root} is read-only, so eval/ cannot be made there: copy the data set")
-
-    def lab_resize(image: Image.Image) -> Image.Image:
-        image = (center_square(image) if crop else image).resize((resolution, resolution))
-        return image if image.mode in ("L", "RGB", "CMYK") else to_rgb(image)
-
-    def make(file: Path, name: str) -> str:
-        try:
-            as_lab = file_format == "jpeg"
-            image = read_image(file, lab_resize) if as_lab else resize(read_image(file), resolution, crop)
-        except (OSError, UserError) as error:
-            if not skip_broken:
-                raise UserError(f"{error}; --skip_broken leaves such images out") from error
-            return str(error)
-        image.save(partial / name)
-        return ""
-
-    names = _eval_names(files, split_dir(root, "val"), file_format)
-    with atomic_dir(folder) as partial, ThreadPoolExecutor() as pool:
-        reasons = list(tqdm(pool.map(make, files, names), "evaluation images", len(files), unit="image"))
-        names = [name for name, reason in zip(names, reasons, strict=True) if not reason]
-        mark = EvalImages(made_from, names, [reason for reason in reasons if reason])
-        (partial / EVAL_MARK).write_text(json.dumps(mark._asdict()))
-    return mark, True
-
-
-def check_eval_complete(folder: Path) -> None:
-    """Raise a UserError if `make_eval_images` made this folder, and images were removed or added since."""
-    mark, present = _read_mark(folder), set(visible_names(folder))
-    if mark and present != set(mark.names):
-        raise UserError(
-            f"{folder} holds {len(present & set(mark.names))} of the {len(mark.names)} images that dataset.py made, "
-            f"and {len(present - set(mark.names))} other files: remove the folder and run dataset.py again"
-        )
-
-
-def _read_mark(folder: Path) -> EvalImages | None:
-    with suppress(OSError, ValueError, TypeError):
-        return EvalImages(**json.loads((folder / EVAL_MARK).read_text()))
-    return None
-
-
-def _eval_names(files: Sequence[Path], folder: Path, file_format: str) -> list[str]:
-    """A file name for each image, unique even where letter case does not count."""
-    names, taken = [], set()
-    for file in files:
-        suffix = ".png"
-        stem = "_".join(file.relative_to(folder).with_suffix("").parts)
-        if file_format == "jpeg":
-            stem, suffix = file.stem, file.suffix if file.suffix.lower() in (".jpg", ".jpeg") else ".jpg"
-        if len(os.fsencode(stem)) > 200:  # names have 255 bytes at most
-            stem = os.fsencode(stem)[:200].decode(errors="ignore")
-        name, number = stem, 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(name.lower())
-        names.append(name + suffix)
-    return names

@@ -1,9 +1,10 @@
 """Folders of images as training data: AFHQ, synthetic faces, or any set with the same layout (see `data_folder.py`).
 
-    python dataset.py                     # download AFHQ unless it is there, and make data/afhq/eval
-    python dataset.py --synthetic 500     # no download: draw 500 training images per class
+    python dataset.py                                        # download AFHQ unless it is there
+    python dataset.py --synthetic 500                        # no download: draw 500 training images per class
+    python dataset.py --data_root pictures --val_share 0.1   # your images: link a tenth into pictures/split/val
 
-Afterwards `data/afhq/eval` holds every validation image at 64x64, for `fid/measure_fid.py`.
+All make the folder eval/ of every validation image at 64x64, for `fid/measure_fid.py`.
 """
 
 import os
@@ -18,16 +19,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from cli import ArgumentParser, UserError, exit_on_user_error, int_range, one_line
-from data_folder import (
-    EVAL_RESOLUTION,
-    has_split,
-    is_synthetic,
-    list_classes,
-    make_eval_images,
-    resolve_root,
-)
+from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range, one_line
+from data_folder import SPLITS, is_synthetic, list_classes, present_splits, resolve_root, split_dir, split_off_val
 from download import download_afhq
+from eval_images import EVAL_RESOLUTION, make_eval_images
 from images import cached, decode_images, fingerprint, read_image
 from synthetic_faces import write_synthetic_set
 
@@ -73,10 +68,10 @@ def get_data_iterator(iterable: Iterable[Any]) -> Iterator[Any]:
 class AFHQDataset(Dataset):
     """The images below `root/split/<class>/` as pairs `(image, label)`.
 
-    Classes and images are sorted by name, and class k has label `k + label_offset`; label 0 is left for "no class".
+    Class k, in the order of `list_classes`, has label `k + label_offset`; label 0 is left for "no class".
 
     Args:
-        root: the data root; it holds the split.
+        root: the data root.
         split: "train" or "val".
         transform: applied to each RGB Pillow image; None returns the image itself.
         max_num_images_per_cat: use the first so many images of each class; -1 for all.
@@ -116,12 +111,12 @@ class AFHQDataset(Dataset):
 
 
 class CachedAFHQDataset(AFHQDataset):
-    """The same, resized, as float32 [3, R, R] in [-1, 1]. All images are decoded at first use, and cached on disk.
+    """The same as float32 [3, R, R] in [-1, 1]. All images are decoded at first use, and cached on disk.
 
     Args:
         resolution: R.
         crop: take the centre square of each image.
-        skip_broken: leave out images that cannot be decoded; `decode` removes them from `fnames` and `labels`.
+        skip_broken: leave out images that cannot be decoded: `decode` removes them from `fnames` and `labels`.
         options: of `AFHQDataset`.
 
     Attributes:
@@ -152,11 +147,11 @@ class CachedAFHQDataset(AFHQDataset):
         decode = partial(decode_images, self.fnames, *self.settings, f"decoding {self.split}/")
         arrays = cached(self.root, name, self.fingerprint, decode)
         self.skipped = arrays["reasons"].tolist()
-        broken = set(arrays["broken"].tolist())
-        whole = [i for i in range(len(self.fnames)) if i not in broken]
+        whole = np.delete(np.arange(len(self.fnames)), arrays["broken"])
         labels = [self.labels[i] for i in whole]
-        if set(labels) != set(self.labels):
-            raise UserError(f"{self.root / self.split}: all images of a class are broken, as {self.skipped[0]}")
+        if {*labels} != {*self.labels}:
+            folder = split_dir(self.root, self.split)
+            raise UserError(f"{folder}: all images of a class are broken, as {self.skipped[0]}")
         self.fnames, self.labels = [self.fnames[i] for i in whole], labels
         self.pixels = torch.from_numpy(arrays["pixels"])
 
@@ -166,18 +161,16 @@ class CachedAFHQDataset(AFHQDataset):
 
     def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int]]:
         self.decode()
-        images = to_tensor(
-            self.pixels.index_select(0, torch.tensor(indices))
-        )  # the whole batch of a DataLoader at once
+        images = to_tensor(self.pixels.index_select(0, torch.tensor(indices)))  # a DataLoader's batch at once
         return [(image, self.labels[index]) for image, index in zip(images, indices, strict=True)]
 
 
 class TrainingBatches:
     """The batch of each training step, which depends on the seed and the step alone, so that a run can be resumed.
 
-    Each epoch takes the images in an order of its own, and leaves out the last ones that do not fill a batch. `share`
-    is the part of each batch that one of several processes takes. A GPU keeps the bytes of all images in its memory if
-    they take less than a quarter of it.
+    Each epoch has an order of its own, and leaves out the last images, which do not fill a batch. `share` is the part
+    of each batch that one of several processes takes. A GPU keeps all images in its memory if they take less than a
+    quarter of it.
     """
 
     def __init__(
@@ -205,7 +198,7 @@ class AFHQDataModule:
     """Training and validation loaders; downloads AFHQ if there is no data set.
 
     Args:
-        root: the data root, which holds `train/` and `val/`, or the folder in which it is called `afhq`.
+        root: the data root, or the folder in which it is called `afhq`; see `resolve_root`.
         batch_size: images per batch.
         num_workers: processes that run `transform`.
         max_num_images_per_cat, label_offset: see `AFHQDataset`.
@@ -213,8 +206,8 @@ class AFHQDataModule:
         transform: from an RGB Pillow image to a tensor, anew each time; None takes the cached images.
 
     Raises:
-        FileNotFoundError, UserError: when a split is missing, the root holds other things, or the two splits have
-            different classes; and on first use, when an image cannot be decoded. The message names it.
+        FileNotFoundError, UserError: when a split is missing, the root holds other things, or the splits have different
+            classes; on first use, when an image cannot be decoded.
         ConnectionError: when there are no data and they cannot be downloaded.
     """
 
@@ -231,7 +224,7 @@ class AFHQDataModule:
         skip_broken: bool = False,
     ):
         self.root, self.batch_size, self.num_workers = resolve_root(root), batch_size, num_workers
-        if not has_split(self.root):
+        if not present_splits(self.root):
             download_afhq(self.root)
         options = {"max_num_images_per_cat": max_num_images_per_cat, "label_offset": label_offset}
         if transform is None:
@@ -252,7 +245,7 @@ class AFHQDataModule:
         if len(self.train_ds) < self.batch_size:
             raise UserError(
                 f"argument --batch_size: {self.batch_size} is more than the {len(self.train_ds)} images of "
-                f"{self.root / 'train'}"
+                f"{split_dir(self.root, 'train')}"
             )
 
     def train_batches(self, seed: int, device: torch.device = CPU, share: slice = slice(None)) -> TrainingBatches:
@@ -283,29 +276,36 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--data_root", type=Path, default="data/afhq", metavar="DIR", help="with train/ and val/, or to be made")
-    add("--synthetic", type=int_range(1), metavar="N", help="draw N training images per class instead of a download")
+    source = parser.add_mutually_exclusive_group()
+    help = "draw N training images per class instead of a download"
+    source.add_argument("--synthetic", type=int_range(1), metavar="N", help=help)
+    help = "divide images without val/, flat or in a folder per class: DIR/split/ gets links to all, a share P in val/"
+    source.add_argument("--val_share", type=float_range(0.001, 0.999), metavar="P", help=help)
     add("--seed", type=int_range(0), default=0, metavar="N", help="of the synthetic images")
     help = "of the images in eval/, as the model makes them"
     add("--image_resolution", type=int_range(1), default=EVAL_RESOLUTION, metavar="N", help=help)
     help = "of the images in eval/; jpeg makes the same as the lab's dataset.py"
     add("--eval_format", choices=["png", "jpeg"], default="png", help=help)
-    help = "take the centre square of each validation image, where train.py resizes the whole image"
-    add("--crop", action="store_true", help=help)
+    add("--crop", action="store_true", help="take the centre square of each validation image, as train.py --crop does")
     add("--skip_broken", action="store_true", help="leave out validation images that cannot be decoded")
     args = parser.parse_args()
 
-    root = resolve_root(args.data_root)
-    if not root.is_dir():
-        root = args.data_root
     with exit_on_user_error():
+        root = resolve_root(args.data_root)
+        if not root.is_dir():
+            root = args.data_root
         if args.synthetic:
             write_synthetic_set(root, args.synthetic, args.seed)
-        elif not has_split(root):
+        elif args.val_share and len(present_splits(root)) == len(SPLITS):
+            print(f"{root} has train/ and val/ already: --val_share changes nothing")
+        elif args.val_share:
+            root = split_off_val(root, args.val_share)
+        elif not present_splits(root):
             download_afhq(root)
         train = AFHQDataset(root, "train")
         made, is_new = make_eval_images(root, args.image_resolution, args.eval_format, args.crop, args.skip_broken)
     synthetic = "synthetic " * is_synthetic(root)
-    print(f"{root / 'train'}: {len(train)} {synthetic}images of {', '.join(train.classes)}")
+    print(f"{split_dir(root, 'train')}: {len(train)} {synthetic}images of {', '.join(train.classes)}")
     if max(Counter(train.labels).values()) > 3000:
         print("    of which train.py takes the first 3000 per class; --max_num_images_per_cat -1 takes all")
     size = f"{args.image_resolution}x{args.image_resolution}"

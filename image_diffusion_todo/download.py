@@ -13,7 +13,7 @@ from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
 from cli import UserError
-from data_folder import SPLITS, atomic_dir, check_free, naming, split_dir
+from data_folder import SPLITS, atomic_dir, check_free, naming, present_splits
 from images import image_endings, is_litter
 from progress import tqdm
 
@@ -40,7 +40,7 @@ def download_afhq(root: str | os.PathLike, url: str = AFHQ_URL, counts: Mapping[
         OSError: when the disk is full or cannot be written to.
     """
     root = Path(root).resolve()
-    if all(split_dir(root, split).is_dir() for split in SPLITS):
+    if len(present_splits(root)) == len(SPLITS):
         return
     check_free(root)
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def download_afhq(root: str | os.PathLike, url: str = AFHQ_URL, counts: Mapping[
         try:
             _unpack(archive, root, counts)
         except UserError as error:
-            raise UserError(f"{archive} is not the archive of AFHQ: it {error}") from error
+            raise UserError(f"{archive} is not AFHQ v1: it {error}; unpack another data set yourself") from error
         return
     part = archive.with_name(archive.name + ".part")
     by_hand = f"fetch {url} in another way and put it at {archive}"
@@ -129,7 +129,8 @@ def _unpack(archive: Path, root: Path, counts: Mapping[str, int]) -> None:
 def _place(name: str) -> PurePosixPath | None:
     """Where a member of the archive belongs below the data root: `split/class/image`, or None for no image of AFHQ."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    split = next((split for split, names in SPLITS.items() if parts[-3:-2] and parts[-3] in names), None)
+    folder = parts[-3].lower() if len(parts) > 2 else ""
+    split = next((split for split, names in SPLITS.items() if folder in names), None)
     # No name that starts with a dot (".." among them) or holds a drive ("C:") can lead out of the folder.
     if split is None or any(is_litter(part) or ":" in part for part in parts):
         return None

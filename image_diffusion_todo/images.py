@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,7 +24,8 @@ from cli import UserError, one_line
 from progress import tqdm
 
 # What operating systems, file servers and archives leave in folders, in lower case.
-LITTER = {".directory", ".ds_store", "__macosx", "@eadir", "desktop.ini", "ehthumbs.db", "thumbs.db"}
+LITTER = {".directory", ".ds_store", "#recycle", "$recycle.bin", "@eadir", "@recycle", "__macosx", "desktop.ini"}
+LITTER |= {"ehthumbs.db", "icon\r", "lost+found", "system volume information", "thumbs.db"}
 IDENTIFIED_ONLY = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow alone does not decode
 
 
@@ -52,10 +54,17 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     """The image files in `folder` and in all folders below it, sorted by path, without litter; links are followed.
 
     A note tells how many files are ignored because of their suffixes.
+
+    Raises:
+        OSError: when a folder cannot be read.
     """
-    endings, found, others = image_endings(), [], Counter()
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    found, others = [], Counter()
     visited = set(Path(folder).resolve().parents)  # where a link would lead in a circle
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         place = Path(parent).resolve()
         if place in visited:
             folders.clear()
@@ -66,12 +75,12 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
             ending = os.path.splitext(name)[1].lower()  # noqa: PTH122 (4x slower)
             if is_litter(name):
                 continue
-            if ending in endings:
+            if ending in image_endings():
                 found.append(Path(parent, name))
             else:
-                others[ending or "without"] += 1
+                others[ending or "none"] += 1
     if others:
-        counts = ", ".join(f"{ending} ({count})" for ending, count in sorted(others.items()))
+        counts = ", ".join(f"{ending} ({count})" for ending, count in others.most_common(9))
         note(f"{folder}: {others.total()} files are ignored, since their suffixes are not those of images: {counts}")
     return sorted(found)
 
@@ -81,8 +90,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        grey = np.asarray(image).clip(0, 65535) / 257
-        image = Image.fromarray(grey.round().astype(np.uint8))
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("its integers are not within 16 bits")
+        image = Image.fromarray((grey / 257).round().astype(np.uint8))
     if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -119,6 +130,36 @@ def read_image(
         raise UserError(f"{path}: not an image, or a broken one{reason}") from error
 
 
+def process_images(
+    files: Sequence[Path],
+    read: Callable[[Path], Image.Image],
+    use: Callable[[int, Image.Image], None],
+    skip_broken: bool,
+    title: str,
+) -> list[str]:
+    """Call `use(i, read(file))` for each file i, in threads: Pillow works without holding Python's lock.
+
+    Returns:
+        What is wrong with each file; "" for those that can be decoded, and were used.
+
+    Raises:
+        UserError: for an image that cannot be decoded, unless `skip_broken`; the message names it.
+    """
+
+    def process(i: int, file: Path) -> str:
+        try:
+            image = read(file)
+        except (OSError, UserError) as error:
+            if not skip_broken:
+                raise UserError(f"{error}; --skip_broken leaves such images out") from error
+            return str(error)
+        use(i, image)
+        return ""
+
+    with ThreadPoolExecutor() as pool:
+        return list(tqdm(pool.map(process, range(len(files)), files), title, len(files), unit="image"))
+
+
 # From images to pixels.
 
 
@@ -142,31 +183,24 @@ def resize(image: Image.Image, resolution: int, crop: bool = False) -> Image.Ima
 def decode_images(
     files: Sequence[Path], resolution: int, crop: bool = False, skip_broken: bool = False, title: str = "decoding"
 ) -> dict[str, np.ndarray]:
-    """Read and resize images.
+    """Read and resize images; errors as in `process_images`.
 
     Returns:
         "pixels": uint8 [N, 3, resolution, resolution] of the images that can be decoded, in the order of `files`;
         "broken": the indices in `files` of the others; "reasons": what is wrong with each of them.
-
-    Raises:
-        UserError: for an image that cannot be decoded, unless `skip_broken`; the message names it.
     """
     pixels = np.empty((len(files), 3, resolution, resolution), np.uint8)
 
-    def decode(i: int) -> str:
-        try:
-            pixels[i] = np.asarray(resize(read_image(files[i]), resolution, crop)).transpose(2, 0, 1)
-        except (OSError, UserError) as error:
-            if not skip_broken:
-                raise UserError(f"{error}; --skip_broken leaves such images out") from error
-            return str(error)
-        return ""
+    def read(file: Path) -> Image.Image:
+        return resize(read_image(file), resolution, crop)
 
-    with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes without holding Python's lock
-        reasons = list(tqdm(pool.map(decode, range(len(files))), title, len(files), unit="image"))
-    broken = [i for i, reason in enumerate(reasons) if reason]
-    pixels = np.delete(pixels, broken, axis=0) if broken else pixels
-    return {"pixels": pixels, "broken": np.array(broken, int), "reasons": np.array([reasons[i] for i in broken], str)}
+    def use(i: int, image: Image.Image) -> None:
+        pixels[i] = np.asarray(image).transpose(2, 0, 1)
+
+    reasons = np.array(process_images(files, read, use, skip_broken, title), str)
+    broken = np.flatnonzero(reasons)
+    pixels = np.delete(pixels, broken, axis=0) if len(broken) else pixels
+    return {"pixels": pixels, "broken": broken, "reasons": reasons[broken]}
 
 
 # What can be computed again is cached on disk.
@@ -191,7 +225,7 @@ def fingerprint(files: Sequence[Path], root: Path, *settings: object) -> str:
     digest = hashlib.sha256(repr(settings).encode())
     with ThreadPoolExecutor() as pool:
         for file, checksum in zip(files, pool.map(_checksum, files), strict=True):
-            digest.update(os.fsencode(file.relative_to(root)) + f"\0{checksum}\0".encode())
+            digest.update(os.fsencode(file.relative_to(root).as_posix()) + f"\0{checksum}\0".encode())
     return digest.hexdigest()[:16]
 
 

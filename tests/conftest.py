@@ -21,6 +21,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from oracles import only_run
 
@@ -116,6 +117,25 @@ def faces(tmp_path_factory) -> Path:
 
     root = tmp_path_factory.mktemp("a folder with blanks") / "afhq"
     write_synthetic_set(root, 5)
+    return root
+
+
+def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (64, 64)) -> Path:
+    """Write an RGB image of noise; another seed gives another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def pets(tmp_path) -> Path:
+    """A data root of noise: training images dog0 .. dog4, cat0 .. cat2, validation images dog0, dog1, cat0, cat1."""
+    root = tmp_path / "with blank" / "afhq"
+    for split, counts in {"train": {"dog": 5, "cat": 3}, "val": {"dog": 2, "cat": 2}}.items():
+        for name, count in counts.items():
+            for i in range(count):
+                seed = 100 * (split == "val") + 10 * (name == "cat") + i
+                write_image(root / split / name / f"{name}{i}.png", seed, size=(64, 64) if i % 2 else (100, 80))
     return root
 
 

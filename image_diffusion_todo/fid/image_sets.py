@@ -10,7 +10,8 @@ from PIL import Image
 
 from atomic import atomic_write
 from cli import UserError
-from data_folder import SYNTHETIC_MARK, check_eval_complete
+from data_folder import SYNTHETIC_MARK
+from eval_images import check_eval_complete
 from fid.frechet import Gaussian, fit_gaussian, gaussian_from_statistics
 from fid.inception import FeatureNetwork, extract_features
 from images import cached, fingerprint, list_images, read_image

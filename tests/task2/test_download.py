@@ -7,7 +7,6 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,13 +14,8 @@ from dataset import AFHQDataModule, AFHQDataset
 from download import AFHQ_COUNTS, download_afhq
 
 COUNTS = {"train": 6, "val": 3}
-
-
-def png(seed):
-    file = io.BytesIO()
-    noise = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(file, "PNG")
-    return file.getvalue()
+PNG = io.BytesIO()
+Image.effect_noise((32, 32), 50).save(PNG, "png")
 
 
 def archive(top="afhq/", more=(), compression=zipfile.ZIP_STORED):
@@ -31,7 +25,7 @@ def archive(top="afhq/", more=(), compression=zipfile.ZIP_STORED):
         for split, count in COUNTS.items():
             for kind in ("cat", "dog", "wild"):
                 for i in range(count // 3):
-                    zipped.writestr(f"{top}{split}/{kind}/{kind} {i}.png", png(len(zipped.namelist())))
+                    zipped.writestr(f"{top}{split}/{kind}/{kind} {i}.png", PNG.getvalue())
         zipped.writestr(f"{top}train/cat/.DS_Store", "litter")
         zipped.writestr(f"__MACOSX/{top}train/cat/._cat 0.png", "litter")
         for name, text in more:
@@ -88,7 +82,7 @@ def names_beside(root):
     return sorted(path.name for path in root.parent.iterdir())
 
 
-@pytest.mark.parametrize("top", ["afhq/", "", "a folder/around/"])
+@pytest.mark.parametrize("top", ["afhq/", "", "a folder/around/", "back\\slashes\\"])
 def test_a_download_gives_the_data_set_and_nothing_beside_it(server, root, top):
     server.content = archive(top, compression=zipfile.ZIP_DEFLATED)
     for _ in range(2):
@@ -123,8 +117,8 @@ def test_a_server_that_always_cuts_is_given_up(server, root):
 
 def test_a_downloaded_archive_that_was_not_unpacked_is_not_downloaded_again(server, root):
     root.with_name("afhq.zip.part").write_bytes(server.content)
-    root.with_name("afhq.partial").mkdir()
-    (root.with_name("afhq.partial") / "half").write_text("from a killed run")
+    root.with_name(".afhq.partial").mkdir()
+    (root.with_name(".afhq.partial") / "half").write_text("from a killed run")
     download_afhq(root, server.url, COUNTS)
     assert server.requests == [f"bytes={len(server.content)}-"]
     assert is_whole(root) and names_beside(root) == ["afhq"]
@@ -132,10 +126,11 @@ def test_a_downloaded_archive_that_was_not_unpacked_is_not_downloaded_again(serv
 
 def test_an_archive_of_the_user_is_used_and_stays(server, root):
     by_hand = root.with_name("afhq.zip")
-    by_hand.write_bytes(b"hello")
-    with pytest.raises(ValueError, match=r"afhq\.zip"):
-        download_afhq(root, server.url, COUNTS)
-    assert names_beside(root) == ["afhq.zip"]
+    for content, words in [(b"hello", r"afhq\.zip.* no zip"), (archive(more=[("train/cat/x.png", "")]), "7 images")]:
+        by_hand.write_bytes(content)
+        with pytest.raises(ValueError, match=words):
+            download_afhq(root, server.url, COUNTS)
+        assert names_beside(root) == ["afhq.zip"]
     by_hand.write_bytes(server.content)
     download_afhq(root, server.url, COUNTS)
     assert not server.requests and is_whole(root) and names_beside(root) == ["afhq", "afhq.zip"]

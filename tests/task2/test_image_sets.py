@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from cli import UserError
-from data_folder import make_eval_images
+from eval_images import make_eval_images
 from fid.image_sets import find_images, open_image_set, save_statistics
 from fid.measure_fid import measure
 from fid_inputs import write_images, write_two_folders

@@ -1,4 +1,4 @@
-"""Reading and resizing image files of every kind, and refusing what is none."""
+"""Listing, reading and resizing image files of every kind, and refusing what is none."""
 
 import os
 import struct
@@ -9,13 +9,48 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from images import fingerprint, list_images, read_image, resize
+from conftest import write_image
+from images import center_square, fingerprint, list_images, read_image, resize
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8)  # no two pixels are likely to be alike
 
 
 def pixels(path):
     return np.asarray(read_image(path))
+
+
+def names_below(folder):
+    return [path.relative_to(folder).as_posix() for path in list_images(folder)]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    for name in ("elsewhere/folder/a.png", "elsewhere/b.png", "pets/c.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "pets" / "linked").symlink_to(tmp_path / "elsewhere" / "folder", target_is_directory=True)
+    (tmp_path / "pets" / "b.png").symlink_to(tmp_path / "elsewhere" / "b.png")
+    for name, target in {"self": ".", "up": "..", "pets/circle": "."}.items():
+        (tmp_path / "pets" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "pets" / name).symlink_to(target, target_is_directory=True)
+    (tmp_path / "link").symlink_to("pets")
+    for folder in ("pets", "link"):
+        assert names_below(tmp_path / folder) == ["b.png", "c.png", "linked/a.png"]
+
+
+def test_all_endings_of_images_count_and_others_are_listed(tmp_path, capsys):
+    for name in ("a.jfif", "b.JPE", "c.jp2", "d.avif"):
+        Image.fromarray(NOISE).save(tmp_path / f"{name[0]}.png")
+        (tmp_path / f"{name[0]}.png").rename(tmp_path / name)
+    for name in ("e.heic", "f.HEIC", "notes.txt", "README", ".hidden.xyz", "Thumbs.db"):
+        (tmp_path / name).touch()
+    assert names_below(tmp_path) == ["a.jfif", "b.JPE", "c.jp2", "d.avif"]
+    note = capsys.readouterr().err
+    assert "4 files" in note and ".heic (2), " in note and ".xyz" not in note
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path):
+    (tmp_path / "pets").symlink_to("nowhere")
+    with pytest.raises(OSError, match="pets"):
+        list_images(tmp_path / "pets")
 
 
 @pytest.mark.parametrize("name", ["a b.png", "a.PNG", "a.bmp", "a.ppm", "a.tiff", "a.webp"])
@@ -92,6 +127,15 @@ def test_resize_takes_the_whole_image_antialiased_and_leaves_the_right_size_alon
     assert np.array_equal(resize(Image.fromarray(NOISE[:16]), 16), NOISE[:16])
 
 
+def test_the_centre_square_of_wide_and_high_images():
+    wide = np.zeros((40, 101, 3), np.uint8)
+    wide[:, 30:70] = 255
+    for pixels in (wide, wide.transpose(1, 0, 2)):
+        assert center_square(Image.fromarray(pixels)).getcolors() == [(1600, (255, 255, 255))]
+        assert np.min(resize(Image.fromarray(pixels), 16, crop=True)) == 255
+        assert np.min(resize(Image.fromarray(pixels), 16)) == 0
+
+
 def huge(path):
     """A PNG of some bytes that says that it is 50,000 pixels wide and high."""
 
@@ -120,6 +164,8 @@ BROKEN = {
     "link to nothing": lambda path: path.symlink_to(path.with_name("nowhere.png")),
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_bytes(b"hello"),
+    "32 bits": lambda path: Image.fromarray(np.full((4, 4), 2**20, np.int32)).save(path, format="tiff"),
+    "floats": lambda path: Image.new("F", (4, 4)).save(path, format="tiff"),
 } | {make.__name__: make for make in (huge, cut, flip_a_bit)}
 
 

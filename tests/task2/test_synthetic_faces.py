@@ -68,7 +68,7 @@ def test_the_same_set_again_is_left_alone_and_another_replaces_it(tmp_path):
     assert len(AFHQDataset(root, "train")) == 3
     assert content(root)["train/cat/cat_00000.png"][0] != before["train/cat/cat_00000.png"][0]
     (root / "train" / "dog" / "dog_00000.png").unlink()
-    for made in ("eval/a.png", "eval.partial/a.png", ".cache/train-64px.npz", "train/Thumbs.db"):
+    for made in ("eval/a.png", ".eval.partial/a.png", ".cache/train-64px.npz", "train/Thumbs.db"):
         (root / made).parent.mkdir(exist_ok=True)
         (root / made).touch()
     write_synthetic_set(root, 1, seed=1)

@@ -1,0 +1,128 @@
+"""The evaluation images of a data set: every validation image, resized, in the folder `eval/`."""
+
+import json
+import os
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from cli import UserError
+from data_folder import atomic_dir, list_classes, split_dir, visible_names
+from images import center_square, fingerprint, is_writable, list_images, process_images, read_image, resize, to_rgb
+
+EVAL_MARK = ".images.json"
+EVAL_RESOLUTION = 64
+
+
+class EvalImages(NamedTuple):
+    """What `make_eval_images` put into a folder, as `EVAL_MARK` in it says."""
+
+    made_from: str  # the `fingerprint` of validation images and settings
+    names: list[str]
+    skipped: list[str]  # what is wrong with each image that was left out
+
+
+def make_eval_images(
+    root: Path,
+    resolution: int = EVAL_RESOLUTION,
+    file_format: str = "png",
+    crop: bool = False,
+    skip_broken: bool = False,
+) -> tuple[EvalImages, bool]:
+    """Make `root/eval/`, unless it is up to date: every validation image, resized.
+
+    Args:
+        root: the data root.
+        resolution: height and width.
+        file_format: "png" makes `<class>_<name>.png`, resized like training images. "jpeg" does what the lab does: the
+            name stays, and Pillow's defaults resize and save the image in the mode that it has.
+        crop: take the centre square of each image.
+        skip_broken: leave out images that cannot be decoded.
+
+    Returns:
+        The images, and whether they were made now.
+
+    Raises:
+        PermissionError: when the root is read-only.
+        UserError: for a broken image, unless `skip_broken`; or when `eval/` holds files that are not from here.
+    """
+    folder, settings = root / "eval", (file_format, resolution, crop)
+    files = [file for images in list_classes(root, "val").values() for file in images]
+    made_from = fingerprint(files, root, *settings)
+    present, mark = set(visible_names(folder)), _read_mark(folder) or EvalImages("", [], [])
+    if mark.made_from == made_from and present == set(mark.names) and (skip_broken or not mark.skipped):
+        return mark, False
+    if others := sorted(present - set(mark.names)):
+        is_lab = all(name.lower().endswith(".jpg") for name in others)
+        kind = "JPEG images, as the lab's dataset.py makes them" if is_lab else "files that this program did not make"
+        raise UserError(
+            f"{folder} holds {len(others)} {kind} ({', '.join(others[:3])}): measure against them as they are, "
+            "or move the folder and run this again (--eval_format jpeg makes the lab's images)"
+        )
+    if not is_writable(root):
+        raise PermissionError(f"{root} is read-only, so eval/ cannot be made there: copy the data set")
+
+    def lab_resize(image: Image.Image) -> Image.Image:
+        image = (center_square(image) if crop else image).resize((resolution, resolution))
+        return image if image.mode in ("L", "RGB", "CMYK") else to_rgb(image)
+
+    def read(file: Path) -> Image.Image:
+        return read_image(file, lab_resize) if file_format == "jpeg" else resize(read_image(file), resolution, crop)
+
+    names = _eval_names(files, split_dir(root, "val"), file_format)
+    with atomic_dir(folder) as partial:
+
+        def save(i: int, image: Image.Image) -> None:
+            image.save(partial / names[i])
+
+        reasons = process_images(files, read, save, skip_broken, "evaluation images")
+        names = [name for name, reason in zip(names, reasons, strict=True) if not reason]
+        mark = EvalImages(made_from, names, [reason for reason in reasons if reason])
+        (partial / EVAL_MARK).write_text(json.dumps(mark._asdict()))
+    return mark, True
+
+
+def check_eval_complete(folder: Path) -> None:
+    """Raise a UserError if `make_eval_images` made this folder, and images were removed or added since."""
+    if not (mark := _read_mark(folder)):
+        return
+    present = {path.relative_to(folder).as_posix() for path in list_images(folder)}
+    if present != set(mark.names):
+        raise UserError(
+            f"{folder} holds {len(present & set(mark.names))} of the {len(mark.names)} images that dataset.py made, "
+            f"and {len(present - set(mark.names))} other images: remove the folder and run dataset.py again"
+        )
+
+
+def _read_mark(folder: Path) -> EvalImages | None:
+    """None without a mark; raise a UserError for one that does not name the images."""
+    path = folder / EVAL_MARK
+    if not path.exists():
+        return None
+    try:
+        mark = json.loads(path.read_text())
+        return EvalImages(mark.get("made_from", ""), list(mark["names"]), mark.get("skipped", []))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged, or of another version: move {folder} and run dataset.py again") from None
+
+
+def _eval_names(files: Sequence[Path], folder: Path, file_format: str) -> list[str]:
+    """A file name for each image, unique even where neither letter case nor Unicode form counts."""
+    names, taken = [], set()
+    for file in files:
+        suffix = ".png"
+        stem = "_".join(file.relative_to(folder).with_suffix("").parts)
+        if file_format == "jpeg":
+            stem, suffix = file.stem, file.suffix if file.suffix.lower() in (".jpg", ".jpeg") else ".jpg"
+        if len(os.fsencode(stem)) > 200:  # names have 255 bytes at most
+            stem = os.fsencode(stem)[:200].decode(errors="ignore")
+        name, number = stem, 1
+        while (key := unicodedata.normalize("NFC", name).casefold()) in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(key)
+        names.append(name + suffix)
+    return names
