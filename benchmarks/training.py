@@ -49,16 +49,6 @@ def process_settings(optimisations: Collection[str]) -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32 = before
 
 
-class Decode:
-    """A transform without a cache; a class, so that worker processes can unpickle it."""
-
-    def __init__(self, resolution: int):
-        self.resolution = resolution
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        return to_tensor(np.array(resize(image, self.resolution))).permute(2, 0, 1)
-
-
 class Loop:
     """A training loop with some of the optimisations."""
 
@@ -84,13 +74,13 @@ class Loop:
         if "cached images" in self.optimisations:
             batches = data.train_batches(self.args.seed, self.device)
             return (batches[step][0] for step in itertools.count())
-        decoding = AFHQDataModule(
-            data.root,
-            data.batch_size,
-            num_workers=0,  # workers would decode while other rows have their turn
-            max_num_images_per_cat=-1,
-            transform=Decode(self.args.image_resolution),
-        )
+
+        def decode(image: Image.Image) -> torch.Tensor:
+            return to_tensor(np.array(resize(image, self.args.image_resolution))).permute(2, 0, 1)
+
+        # No workers: they would decode while other rows have their turn.
+        settings = {"num_workers": 0, "max_num_images_per_cat": -1, "transform": decode}
+        decoding = AFHQDataModule(data.root, data.batch_size, **settings)
         return (images.to(self.device) for images, _ in get_data_iterator(decoding.train_dataloader()))
 
     def step(self) -> torch.Tensor:

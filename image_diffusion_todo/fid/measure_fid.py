@@ -10,8 +10,7 @@ Which FID it is depends on the network. The lab's marks are on the scale of its 
 the numbers of the two cannot be compared, and neither can those of other --dims. Compare distances of about the same
 numbers of images: fewer images give a larger FID, though not a larger KID. Smaller is better.
 
-Every image in the two folders and in their subfolders counts, except hidden ones (with a leading dot). The distances
-are in `frechet.py` and `kid.py`, the networks in `inception.py`.
+Every image in the two folders and in their subfolders counts, except hidden ones and what operating systems leave.
 """
 
 import argparse

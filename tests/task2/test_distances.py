@@ -43,15 +43,6 @@ def test_covariances_that_commute_compare_deviation_by_deviation():
     assert distance(mu, Q * a @ Q.T, mu, Q * b @ Q.T) == pytest.approx(expected, rel=1e-12)
 
 
-def test_covariances_without_a_common_direction_add_up():
-    rng = np.random.default_rng(0)
-    sigma1, sigma2, Q, mu = np.zeros((20, 20)), np.zeros((20, 20)), rotation(rng, 20), np.zeros(20)
-    sigma1[:8, :8], sigma2[8:, 8:] = random_covariance(rng, 8, 8), random_covariance(rng, 12, 3)
-    expected = np.trace(sigma1) + np.trace(sigma2)
-    assert distance(mu, Q @ sigma1 @ Q.T, mu, Q @ sigma2 @ Q.T) == pytest.approx(expected, rel=1e-12)
-    assert distance(mu, sigma1, mu, np.zeros((20, 20))) == pytest.approx(np.trace(sigma1), rel=1e-12)
-
-
 @pytest.mark.parametrize("width", [1, 2, 30, 100])
 def test_agrees_with_scipys_matrix_root(width):
     rng = np.random.default_rng(width)
