@@ -11,7 +11,6 @@ afhq/                   the data root
 
 import os
 import random
-import re
 import shlex
 import shutil
 import unicodedata
@@ -25,12 +24,6 @@ from images import LITTER, image_endings, is_litter, is_writable, list_images, n
 # The names that the folder of a split may have, in any letter case.
 SPLITS = {"train": ("train", "training"), "val": ("val", "test", "valid", "validation")}
 SYNTHETIC_MARK = "SYNTHETIC.txt"
-
-# What may be replaced: decoded images, and what `synthetic_faces.py` writes. Everything else is the user's.
-_CACHE = re.compile(r"\.cache(/.*)?")
-_SYNTHETIC = re.compile(
-    rf"{_CACHE.pattern}|{SYNTHETIC_MARK}|(\.eval\.partial|eval)(/.*)?|(train|val)(/(cat|dog|wild)(/\w+_\d{{5}}\.png)?)?"
-)
 
 
 # The layout.
@@ -90,7 +83,6 @@ def list_classes(root: Path, split: str) -> dict[str, list[Path]]:
 
     Raises:
         FileNotFoundError: when there is no such split.
-        UserError: when a class has no images; the message names the folder.
     """
     folder = split_dir(root, split)
     if not folder.is_dir():
@@ -101,8 +93,11 @@ def list_classes(root: Path, split: str) -> dict[str, list[Path]]:
 def find_classes(folder: Path) -> dict[str, list[Path]]:
     """The images of each class, a folder in `folder`; images without one are a single class, "images".
 
-    Classes are in the order of their names, or numbers; images in the order of their names. Images in folders inside
-    a class's folder belong to the class.
+    Classes are in the order of their names, or numbers; images in the order of their names, those in folders inside a
+    class's folder too.
+
+    Raises:
+        UserError: when there are no classes, or one has no images; the message names the folder.
     """
     classes: dict[str, list[Path]] = {}
     loose = []
@@ -181,9 +176,9 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def atomic_dir(folder: Path) -> Iterator[Path]:
-    """A new folder `.{folder}.partial` that takes the place of `folder` at the end of the block.
+    """A new folder that takes the place of `folder` at the end of the block: `folder` is whole or as before.
 
-    So a folder is whole or not there. An error removes the new folder; after a kill, the next call does.
+    An error removes the new folder; after a kill, the next call does.
     """
     folder = folder.resolve()  # a link stays one
     partial = folder.with_name(f".{folder.name[:60]}.partial")  # short: names end at 255 bytes
@@ -211,21 +206,17 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def check_free(root: Path) -> None:
-    """Check that new data can be put at `root`, an absolute path.
+    """Check that new data can be put at `root`, an absolute path, without replacing anything.
 
     Raises:
-        PermissionError: when the folder that `root` would be in is read-only.
-        UserError: when something other than synthetic data is there; the message names it.
+        PermissionError: when it, or the folder that it would be in, is read-only.
+        UserError: when something is there; the message names it.
     """
-    if root.is_dir():
-        ours = _SYNTHETIC if is_synthetic(root) else _CACHE
-        paths = {path.relative_to(root) for path in root.rglob("*") if path.name.lower() not in LITTER}
-        others = {path for path in paths if not ours.fullmatch(path.as_posix())}
-        others = sorted(str(path) for path in others if path.parent not in others)  # a folder stands for its contents
-        if others:
-            raise UserError(
-                f"{root} already holds other things ({', '.join(others[:3])}): move them or choose another folder; "
-                "where they are images to train on, --val_share 0.1 takes a tenth of them for val/"
-            )
     check_writable(root)
     check_writable(root.parent)
+    found = sorted(path.name for path in root.iterdir()) if root.exists() else []
+    if others := [name for name in found if name.lower() not in LITTER | {".cache"}]:
+        raise UserError(
+            f"{root} already holds other things ({', '.join(others[:3])}): move them or choose another folder; "
+            "where they are images to train on, --val_share 0.1 takes a tenth of them for val/"
+        )

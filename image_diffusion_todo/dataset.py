@@ -30,11 +30,9 @@ CPU = torch.device("cpu")
 
 
 def tensor_to_pil_image(x: torch.Tensor, single_image: bool = False) -> list[Image.Image] | Image.Image:
-    """Images in [-1, 1] as Pillow images; values outside are clipped.
+    """Floats [B, C, H, W] in [-1, 1], clipped, as Pillow images; C is 3 (RGB) or 1 (grey).
 
-    Args:
-        x: [B, C, H, W], or [C, H, W] for one image, of any floating-point type, with 3 channels (RGB) or 1 (grey).
-        single_image: return the first image rather than a list.
+    With `single_image`, or x [C, H, W], the first image rather than a list.
     """
     if x.ndim == 3:
         x, single_image = x[None], True
@@ -68,17 +66,12 @@ def get_data_iterator(iterable: Iterable[Any]) -> Iterator[Any]:
 class AFHQDataset(Dataset):
     """The images below `root/split/<class>/` as pairs `(image, label)`.
 
-    Class k, in the order of `list_classes`, has label `k + label_offset`; label 0 is left for "no class".
-
     Args:
         root: the data root.
-        split: "train" or "val".
+        split: "train" or "val"; errors as in `list_classes`.
         transform: applied to each RGB Pillow image; None returns the image itself.
         max_num_images_per_cat: use the first so many images of each class; -1 for all.
-        label_offset: label of the first class.
-
-    Raises:
-        FileNotFoundError, UserError: see `list_classes`.
+        label_offset: label of the first class, in the order of `list_classes`; label 0 is left for "no class".
     """
 
     def __init__(
@@ -111,18 +104,15 @@ class AFHQDataset(Dataset):
 
 
 class CachedAFHQDataset(AFHQDataset):
-    """The same as float32 [3, R, R] in [-1, 1]. All images are decoded at first use, and cached on disk.
+    """The same as float32 [3, R, R] in [-1, 1], for R = `resolution`, decoded at first use and cached on disk.
 
-    Args:
-        resolution: R.
-        crop: take the centre square of each image.
-        skip_broken: leave out images that cannot be decoded: `decode` removes them from `fnames` and `labels`.
-        options: of `AFHQDataset`.
+    With `crop` the centre square of each image. With `skip_broken`, `decode` removes images that cannot be decoded from
+    `fnames` and `labels`.
 
     Attributes:
         pixels: uint8 [N, 3, R, R]; None before `decode`.
         skipped: what is wrong with each image that was left out.
-        fingerprint: 16 hex digits that depend on the names and contents of the files, and on the arguments.
+        fingerprint: of the names and contents of all files, and of the settings.
     """
 
     def __init__(
@@ -169,8 +159,7 @@ class TrainingBatches:
     """The batch of each training step, which depends on the seed and the step alone, so that a run can be resumed.
 
     Each epoch has an order of its own, and leaves out the last images, which do not fill a batch. `share` is the part
-    of each batch that one of several processes takes. A GPU keeps all images in its memory if they take less than a
-    quarter of it.
+    of each batch for one of several processes. A GPU keeps all images in its memory if they take less than a quarter.
     """
 
     def __init__(
@@ -198,17 +187,14 @@ class AFHQDataModule:
     """Training and validation loaders; downloads AFHQ if there is no data set.
 
     Args:
-        root: the data root, or the folder in which it is called `afhq`; see `resolve_root`.
-        batch_size: images per batch.
+        root: see `resolve_root`.
         num_workers: processes that run `transform`.
         max_num_images_per_cat, label_offset: see `AFHQDataset`.
         image_resolution, crop, skip_broken: see `CachedAFHQDataset`; without a `transform`.
         transform: from an RGB Pillow image to a tensor, anew each time; None takes the cached images.
 
     Raises:
-        FileNotFoundError, UserError: when a split is missing, the root holds other things, or the splits have different
-            classes; on first use, when an image cannot be decoded.
-        ConnectionError: when there are no data and they cannot be downloaded.
+        FileNotFoundError, UserError: when a split is missing, or they have different classes; see `download_afhq` too.
     """
 
     def __init__(

@@ -44,14 +44,12 @@ def download_afhq(root: str | os.PathLike, url: str = AFHQ_URL, counts: Mapping[
         return
     check_free(root)
     root.parent.mkdir(parents=True, exist_ok=True)
-    archive = root.with_name(root.name + ".zip")
+    archive, part = (root.with_name(root.name + suffix) for suffix in (".zip", ".zip.part"))
     if archive.is_file():
         try:
-            _unpack(archive, root, counts)
+            return _unpack(archive, root, counts)
         except UserError as error:
             raise UserError(f"{archive} is not AFHQ v1: it {error}; unpack another data set yourself") from error
-        return
-    part = archive.with_name(archive.name + ".part")
     by_hand = f"fetch {url} in another way and put it at {archive}"
     try:
         _fetch(url, part)

@@ -32,7 +32,7 @@ def make_eval_images(
     crop: bool = False,
     skip_broken: bool = False,
 ) -> tuple[EvalImages, bool]:
-    """Make `root/eval/`, unless it is up to date: every validation image, resized.
+    """Make `root/eval/`, unless it is up to date, and return what is in it and whether it was made now.
 
     Args:
         root: the data root.
@@ -41,9 +41,6 @@ def make_eval_images(
             name stays, and Pillow's defaults resize and save the image in the mode that it has.
         crop: take the centre square of each image.
         skip_broken: leave out images that cannot be decoded.
-
-    Returns:
-        The images, and whether they were made now.
 
     Raises:
         PermissionError: when the root is read-only.

@@ -6,7 +6,6 @@ Different resize filters on the two sides would add to the distance between them
 import hashlib
 import os
 import sys
-import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image, ImageOps
 
-from atomic import atomic_write, is_partial
+from atomic import atomic_write, remove_partials
 from cli import UserError, one_line
 from progress import tqdm
 
@@ -53,10 +52,7 @@ def is_litter(name: str) -> bool:
 def list_images(folder: str | os.PathLike) -> list[Path]:
     """The image files in `folder` and in all folders below it, sorted by path, without litter; links are followed.
 
-    A note tells how many files are ignored because of their suffixes.
-
-    Raises:
-        OSError: when a folder cannot be read.
+    A note tells how many files are ignored because of their suffixes. OSError when a folder cannot be read.
     """
 
     def fail(error: OSError) -> NoReturn:
@@ -104,9 +100,9 @@ def read_image(
     path: str | os.PathLike,
     convert: Callable[[Image.Image], Image.Image] = lambda image: to_rgb(ImageOps.exif_transpose(image)),
 ) -> Image.Image:
-    """Read an image file; by default as RGB, see `to_rgb`, turned upright as its EXIF data say.
+    """Read an image file, or the first frame of an animation; by default as RGB, upright as its EXIF data say.
 
-    An animation gives its first frame. A note tells of 16-bit images that are nearly black.
+    A note tells of 16-bit images that are nearly black.
 
     Raises:
         OSError: when the file cannot be read.
@@ -139,11 +135,8 @@ def process_images(
 ) -> list[str]:
     """Call `use(i, read(file))` for each file i, in threads: Pillow works without holding Python's lock.
 
-    Returns:
-        What is wrong with each file; "" for those that can be decoded, and were used.
-
-    Raises:
-        UserError: for an image that cannot be decoded, unless `skip_broken`; the message names it.
+    Returns what is wrong with each file, "" for those that were used; without `skip_broken`, the first broken image is
+    a UserError.
     """
 
     def process(i: int, file: Path) -> str:
@@ -212,7 +205,7 @@ def is_writable(folder: Path) -> bool:
 
 
 def cache_dirs(root: Path) -> list[Path]:
-    """Folders for what can be computed again from `root`: its `.cache/` unless that is read-only, then the user's."""
+    """Folders for what can be computed again from `root`: its `.cache/` unless `root` is read-only, then the user's."""
     folders = [root / ".cache"] if is_writable(root) else []
     with suppress(RuntimeError):  # a user without a home
         users_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -239,13 +232,9 @@ def _checksum(file: Path) -> int | None:
 def cached(
     root: Path, name: str, key: str, compute: Callable[[], Mapping[str, np.ndarray]]
 ) -> Mapping[str, np.ndarray]:
-    """The arrays that `compute` returns, from the file `{name}.npz` if an earlier call wrote it with the same key.
+    """The arrays that `compute` returns, from `{name}.npz` in the `cache_dirs` of `root` if it was written with `key`.
 
-    Args:
-        root: folder of the data set, for `cache_dirs`. If none of them can be written to, nothing is cached.
-        name: of what is computed.
-        key: of all that the result depends on, see `fingerprint`.
-        compute: called when there is no such file, or only an outdated or damaged one.
+    `key` is of all that the result depends on, see `fingerprint`. Where nothing can be written, nothing is cached.
     """
     folders = cache_dirs(root)
     for folder in [root / ".cache", *folders]:  # a read-only root may have come with its cache
@@ -256,9 +245,7 @@ def cached(
     for folder in folders:
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            for path in folder.iterdir():
-                if is_partial(path) and time.time() - path.stat().st_mtime > 3600:  # by a killed program
-                    path.unlink()
+            remove_partials(folder)
             with atomic_write(folder / f"{name}.npz") as file:
                 np.savez(file, key=key, **arrays)
             break

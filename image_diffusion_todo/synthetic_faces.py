@@ -1,8 +1,8 @@
 """Synthetic faces of cats, dogs and wild animals, drawn from random numbers, for those who cannot download AFHQ.
 
 A face is a stack of polygons and lines in its own coordinates: the head is about the unit circle around (0, 0), x to
-the right and y down. A pose (shift, size, tilt, and a turn that moves near parts further than far ones) puts them on a
-canvas of four times the final size; light and fur grain are added before it is scaled down.
+the right and y down. A pose puts them on a canvas of four times the final size; light and fur grain are added before
+it is scaled down.
 """
 
 import os
@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from data_folder import SPLITS, SYNTHETIC_MARK, atomic_dir, check_free, is_synthetic
-from images import list_images
 from progress import tqdm
 
 CANVAS = 256  # pixels; polygons are drawn without antialiasing, scaling down adds it
@@ -56,29 +55,22 @@ FURS = {
 KINDS = tuple(FURS)
 
 
-def draw_face(kind: str, rng: np.random.Generator, size: int = 64) -> Image.Image:
-    """Draw one face as an RGB image of `size` x `size`; `kind` is "cat", "dog" or "wild", `rng` decides the rest."""
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind {kind!r}: choose one of {', '.join(KINDS)}")
+def synthetic_face(kind: str, split: str, index: int, seed: int = 0) -> Image.Image:
+    """RGB image `index` of a synthetic data set, 64x64; it depends on these four values alone."""
+    rng = np.random.default_rng([seed, list(SPLITS).index(split), KINDS.index(kind), index])
     coat = rng.choice(list(FURS[kind]))
     face, fur, w = _Face(rng), _color(rng, *FURS[kind][coat]), rng.uniform(0.95, 1.3)
     shoulders = _curve((-w, 3.2), (-w, 1.1), (-0.55, 0.3), (0.55, 0.3), (w, 1.1), (w, 3.2))
     face.draw(_mix(fur, BLACK, 0.14), shoulders, depth=-0.6, blur=0.02)
     draw_head = {"cat": _cat, "dog": _dog, "wild": _canine if coat in ("fox", "wolf") else _big_cat}[kind]
     draw_head(face, coat, fur)
-    return face.finish().resize((size, size), Image.Resampling.BICUBIC)
-
-
-def synthetic_face(kind: str, split: str, index: int, seed: int = 0) -> Image.Image:
-    """Image `index` of a synthetic data set; it depends on these four values alone."""
-    return draw_face(kind, np.random.default_rng([seed, list(SPLITS).index(split), KINDS.index(kind), index]))
+    return face.finish().resize((64, 64), Image.Resampling.BICUBIC)
 
 
 def write_synthetic_set(root: str | os.PathLike, num_images: int, seed: int = 0) -> None:
     """Write `num_images` 64x64 PNGs per class in the layout of AFHQ, and a tenth as many images for validation.
 
-    Nothing happens where the same set is already; another synthetic set is replaced. A UserError says when something
-    else is at `root`.
+    Nothing happens where the same set is already; a UserError says when something else is at `root`.
     """
     root = Path(root).resolve()
     counts = {"train": num_images, "val": max(1, round(num_images / 10))}
@@ -87,16 +79,16 @@ def write_synthetic_set(root: str | os.PathLike, num_images: int, seed: int = 0)
         f"photographs: synthetic_faces.py drew them from seed {seed}.\n"
     )
     targets = [(kind, split, i) for split, count in counts.items() for kind in KINDS for i in range(count)]
+    places = [Path(split, kind, f"{kind}_{i:05}.png") for kind, split, i in targets]
     is_same = is_synthetic(root) and (root / SYNTHETIC_MARK).read_text() == text
-    if is_same and sum(len(list_images(root / split)) for split in SPLITS) == len(targets):
+    if is_same and all((root / place).is_file() for place in places):
         return
     check_free(root)
     with atomic_dir(root) as partial:
         (partial / SYNTHETIC_MARK).write_text(text)
-        for kind, split, i in tqdm(targets, desc="drawing faces", unit="image"):
-            path = partial / split / kind / f"{kind}_{i:05}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            synthetic_face(kind, split, i, seed).save(path)
+        for target, place in tqdm(zip(targets, places, strict=True), "drawing faces", len(places), unit="image"):
+            (partial / place).parent.mkdir(parents=True, exist_ok=True)
+            synthetic_face(*target, seed).save(partial / place)
         check_free(root)
 
 
