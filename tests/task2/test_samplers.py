@@ -4,18 +4,15 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from model import DiffusionModule
-from network import UNet
-from oracles import Ideal, alpha_bars, alpha_bars_by_definition, awake, eq_7, max_difference
+from oracles import Ideal, alpha_bars, alpha_bars_by_definition, eq_7, max_difference
 from prediction import to_x0_and_eps
-from samplers import METHODS, ImageNoise, ddim, ddpm, dpm, round_distinct, sampling_timesteps
+from samplers import METHODS, ImageNoise, ddim, dpm, round_distinct, sampling_timesteps
 from scheduler import MODES, PREDICTORS, DDPMScheduler
 
 T = 1000
 TIMES = [0, 1, T // 2, T - 1]
-SMALL = {"image_resolution": 8, "ch": 32, "ch_mult": [1], "attn": [], "num_res_blocks": 1, "dropout": 0.0}
 
 
 @pytest.fixture(params=MODES)
@@ -54,28 +51,27 @@ def test_rounded_timesteps_are_distinct():
     assert round_distinct(np.array([2.0, 1.6, 1.2, 0.8, 0.4, 0.0])) == [2, 1, 0]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_default_number_of_steps(scheduler, method):
-    assert len(sampling_timesteps(scheduler, method)) == {"ddpm": T, "ddim": 50, "dpm": 20}[method]
+@pytest.mark.parametrize(("method", "steps"), [("ddpm", T), ("ddim", 50), ("dpm", 20)])
+def test_default_number_of_steps(scheduler, method, steps):
+    assert len(sampling_timesteps(scheduler, method)) == steps
     assert len(sampling_timesteps(DDPMScheduler(4, 1e-4, 0.02), method)) == 4
 
 
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        ({"sample_method": "euler"}, "sample_method"),
-        ({"num_inference_steps": 50}, "num_inference_steps"),
-        ({"sample_method": "ddim", "num_inference_steps": 0}, "num_inference_steps"),
-        ({"sample_method": "dpm", "num_inference_steps": 1001}, "num_inference_steps"),
-        ({"sample_method": "dpm", "eta": 0.5}, "eta"),
-        ({"eta": 1.0}, "eta"),
-        ({"sample_method": "ddim", "eta": 1.5}, "eta"),
-        ({"sample_method": "ddim", "eta": float("nan")}, "eta"),
+        (("euler",), "sample_method"),
+        (("ddpm", 50), "num_inference_steps"),
+        (("ddim", 0), "num_inference_steps"),
+        (("dpm", 1001), "num_inference_steps"),
+        (("dpm", 20, 0.5), "eta"),
+        (("ddim", 20, 1.5), "eta"),
+        (("ddim", 20, float("nan")), "eta"),
     ],
 )
 def test_settings_that_do_not_fit_are_errors_that_begin_with_the_argument(scheduler, arguments, name):
     with pytest.raises(ValueError, match=f"^{name}: "):
-        DiffusionModule(Ideal(scheduler, 0.3, 0.4), scheduler).sample(1, **arguments)
+        sampling_timesteps(scheduler, *arguments)
 
 
 # Gaussian data, for which the ideal network and the solution are known.
@@ -133,15 +129,9 @@ def test_ddim_converges_to_first_and_dpm_to_second_order(mode, s, method, ratio)
 
 @pytest.mark.parametrize("method", ["ddim", "dpm"])
 @pytest.mark.parametrize("mode", MODES)
-def test_equivalent_predictors_make_the_same_chain(mode, method):
-    chains = [offset_and_slope(mode, predictor, 0.3, 0.4, method) for predictor in PREDICTORS]
-    np.testing.assert_allclose(chains, [chains[1]] * 3, atol=2e-5)
-
-
-@pytest.mark.parametrize("method", ["ddim", "dpm"])
-@pytest.mark.parametrize("mode", MODES)
 def test_a_small_error_of_the_network_stays_small(mode, method):
-    """At the last timestep of the cosine schedule, an error of 0.002 in the noise is one of 40 in x_0."""
+    """From the last timestep of the cosine schedule, where an error of x_0 is 20,000 times that of the noise, the
+    unclipped ddim would end 0.6 off: see `MIN_ALPHA_BAR`."""
     scheduler = DDPMScheduler(T, 1e-4, 0.02, mode)
 
     class Biased(Ideal):
@@ -151,26 +141,6 @@ def test_a_small_error_of_the_network_stays_small(mode, method):
     exact, biased = (DiffusionModule(net(scheduler, 0.3, 0.4), scheduler) for net in (Ideal, Biased))
     ends = [sample_chain(model, sample_method=method)[-1] for model in (exact, biased)]
     assert 1e-4 < max_difference(*ends) < 0.03
-
-
-def test_skipped_steps_enlarge_errors_of_the_mean_only(scheduler):
-    """Equal small errors of each predictor: why the README advises against skipping steps with the direct mean."""
-
-    class Imprecise(Ideal):
-        def forward(self, x, t):
-            return super().forward(x, t) + 0.01 * torch.randn(x.shape, generator=noise)
-
-    errors = {}
-    for predictor in PREDICTORS:
-        for method in ("ddpm", "dpm"):
-            samples = []
-            for network in (Ideal, Imprecise):
-                noise = torch.Generator().manual_seed(1)
-                model = DiffusionModule(network(scheduler, 0.3, 0.4, predictor), scheduler, predictor)
-                samples.append(sample_chain(model, sample_method=method)[-1])
-            errors[predictor, method] = (samples[0] - samples[1]).square().mean().sqrt().item()
-    assert errors["mean", "dpm"] > 10 * max(errors["noise", "dpm"], errors["x0", "dpm"])
-    assert errors["mean", "dpm"] > 2 * errors["mean", "ddpm"]
 
 
 class Shrinking(Ideal):
@@ -200,7 +170,7 @@ def test_clipping_changes_nothing_where_x0_stays_in_range(predictor, method):
     assert max_difference(plain, clipped) < 1e-4
 
 
-# Against DDPM.
+# Against DDPM and diffusers.
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
@@ -220,20 +190,13 @@ def test_a_ddim_step_with_eta_1_is_a_ddpm_step(scheduler, predictor, t):
     assert max_difference(step, scheduler.step(x_t, t, net_out, predictor, z)) < 5e-5
 
 
-@pytest.mark.parametrize("predictor", PREDICTORS)
-@pytest.mark.parametrize("mode", ["linear", "quad"])
-def test_ddim_with_eta_1_and_all_steps_is_the_chain_of_ddpm(mode, predictor):
-    scheduler = DDPMScheduler(30, 1e-4, 0.02, mode)
-    model = DiffusionModule(Ideal(scheduler, 0.3, 0.4, predictor), scheduler, predictor)
-    ancestral = sample_chain(model)
-    all_steps = sample_chain(model, sample_method="ddim", num_inference_steps=30, eta=1.0)
-    assert len(all_steps) == len(ancestral) == 31
-    assert all(max_difference(a, b) < 1e-3 for a, b in zip(all_steps, ancestral, strict=True))
-
-
-# Against diffusers.
-
 THEIR_TYPES = {"noise": "epsilon", "x0": "sample"}
+
+
+def theirs(kind, scheduler, predictor, **settings):
+    other = kind(T, prediction_type=THEIR_TYPES[predictor], **settings)
+    other.alphas_cumprod = torch.from_numpy(alpha_bars_by_definition(scheduler.config["mode"], T))
+    return other
 
 
 @pytest.mark.parametrize("predictor", THEIR_TYPES)
@@ -241,8 +204,7 @@ THEIR_TYPES = {"noise": "epsilon", "x0": "sample"}
 @pytest.mark.parametrize("t", [20, 500, 994])
 def test_ddim_steps_agree_with_diffusers(scheduler, predictor, eta, t):
     x_t, net_out, z = images(), images(), images()
-    other = diffusers.DDIMScheduler(T, prediction_type=THEIR_TYPES[predictor], clip_sample=False)
-    other.alphas_cumprod = torch.from_numpy(alpha_bars_by_definition(scheduler.config["mode"], T))
+    other = theirs(diffusers.DDIMScheduler, scheduler, predictor, clip_sample=False)
     other.set_timesteps(50)  # steps of 20 timesteps
     expected = other.step(net_out, t, x_t, eta, variance_noise=z).prev_sample
 
@@ -258,26 +220,19 @@ def test_ddim_steps_agree_with_diffusers(scheduler, predictor, eta, t):
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 20])
 def test_dpm_chains_agree_with_diffusers(scheduler, predictor, num_steps):
     """For arbitrary predictions; orders 1, 2, ..., 2, 1."""
+    settings = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "final_sigmas_type": "zero"}
+    other = theirs(diffusers.DPMSolverMultistepScheduler, scheduler, predictor, **settings)
     timesteps = sampling_timesteps(scheduler, "dpm", num_steps)
-    other = diffusers.DPMSolverMultistepScheduler(
-        T,
-        prediction_type=THEIR_TYPES[predictor],
-        algorithm_type="dpmsolver++",
-        solver_order=2,
-        solver_type="midpoint",
-        final_sigmas_type="zero",
-    )
-    other.alphas_cumprod = torch.from_numpy(alpha_bars_by_definition(scheduler.config["mode"], T))
     other.set_timesteps(timesteps=timesteps)
-    x_T = theirs = images().float()
-    outputs = [torch.randn_like(x_T) for _ in timesteps]
+    x_T = x = images().float()
+    outputs = {t: torch.randn_like(x_T) for t in timesteps}
 
     def predict(x_t, t):
-        return to_x0_and_eps(outputs[timesteps.index(t)], x_t, t, predictor, scheduler)
+        return to_x0_and_eps(outputs[t], x_t, t, predictor, scheduler)
 
-    for t, net_out, ours in zip(timesteps, outputs, dpm(predict, scheduler, x_T, timesteps), strict=True):
-        theirs = other.step(net_out, t, theirs).prev_sample
-        assert max_difference(ours, theirs) < 1e-4 * theirs.abs().max()  # they compute lambda in float32
+    for t, ours in zip(timesteps, dpm(predict, scheduler, x_T, timesteps), strict=True):
+        x = other.step(outputs[t], t, x).prev_sample
+        assert max_difference(ours, x) < 1e-4 * x.abs().max()  # they compute lambda in float32
 
 
 # Noise and guidance.
@@ -317,35 +272,26 @@ def test_noise_of_an_image_depends_on_seed_and_index_alone():
     assert len({x.sum().item() for x in seen}) == len(seen)
 
 
-@pytest.mark.parametrize("settings", [{"sample_method": "ddim", "eta": 0.5}, {"sample_method": "dpm"}, {}])
+@pytest.mark.parametrize("settings", [{}, {"sample_method": "ddim", "eta": 0.5}, {"sample_method": "dpm"}])
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_guidance_extrapolates_the_prediction_in_every_sampler(predictor, settings):
-    network = awake(UNet(**SMALL, use_cfg=True, num_classes=3)).eval()
-    nn.init.normal_(network.class_embedding.weight, std=3)
-    scheduler = DDPMScheduler(5, 0.1, 0.4)
-    model = DiffusionModule(network, scheduler, predictor)
-    labels = torch.tensor([1, 3])
-    guided = sample_chain(model, class_label=labels, guidance_scale=4.0, **settings)
+    scheduler, labels = DDPMScheduler(5, 0.1, 0.4), torch.tensor([1, 3])
 
-    @torch.no_grad()
-    def predict(x_t, t):
-        t = torch.tensor([t, t])
-        without, with_class = network(x_t, t), network(x_t, t, labels)
-        return without + 4 * (with_class - without)
+    class Conditional(Ideal):
+        def forward(self, x, t, labels):
+            return super().forward(x, t) + 0.1 * labels[:, None, None, None]
 
-    def both(x_t, t):
-        return to_x0_and_eps(predict(x_t, t), x_t, t, predictor, scheduler)
+    class Extrapolated(Ideal):
+        def forward(self, x, t, _):
+            return super().forward(x, t) + 4 * 0.1 * torch.tensor([1.0, 3.0])[:, None, None, None]
 
-    torch.manual_seed(1)
-    x_T, timesteps = torch.randn(2, 3, 8, 8), [4, 3, 2, 1, 0]
-    steps = {
-        "ddim": lambda: ddim(both, scheduler, x_T, timesteps, 0.5),
-        "dpm": lambda: dpm(both, scheduler, x_T, timesteps),
-        "ddpm": lambda: ddpm(predict, scheduler, x_T, predictor),
-    }[settings.get("sample_method", "ddpm")]
-    if settings.get("sample_method") == "dpm":
-        timesteps = sampling_timesteps(scheduler, "dpm")
-    for x, expected in zip(steps(), guided[1:], strict=True):
-        assert max_difference(x, expected) < 1e-4 * expected.abs().max()
-    unguided = sample_chain(model, class_label=labels, **settings)
-    assert max_difference(unguided[-1], guided[-1]) > 1e-2
+    guided, expected = (
+        sample_chain(
+            DiffusionModule(kind(scheduler, 0.3, 0.4, predictor), scheduler, predictor),
+            class_label=labels,
+            guidance_scale=scale,
+            **settings,
+        )
+        for kind, scale in [(Conditional, 4.0), (Extrapolated, 1.0)]
+    )
+    assert all(max_difference(a, b) < 1e-4 * b.abs().max() for a, b in zip(guided, expected, strict=True))
