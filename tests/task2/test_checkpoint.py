@@ -31,7 +31,6 @@ def saved(tmp_path):
 INCONSISTENT = [
     ("version", lambda c: c.update(version=9)),
     ("", lambda c: c.update(version=torch.zeros(3))),
-    ("version", lambda c: c.pop("version")),
     ("format", lambda c: c.update(format="ddpm-2d")),
     ("predictor", lambda c: c.pop("predictor")),
     ("'velocity'", lambda c: c.update(predictor="velocity")),
@@ -39,13 +38,10 @@ INCONSISTENT = [
     ("classes", lambda c: c.update(classes=["cat"])),
     ("downblocks.", lambda c: c["network"].update(ch=64)),
     ("ch", lambda c: c["network"].update(ch=10**12)),
-    ("ch", lambda c: c["network"].update(ch="32")),
-    ("num_res_blocks", lambda c: c["network"].update(num_res_blocks=10**9)),
     ("image_resolution", lambda c: c["network"].update(image_resolution=2**30)),
     ("", lambda c: c["network"].update(ch_mult=[1] * 10**6)),
     ("dropout", lambda c: c["network"].update(dropout=float("nan"))),
     ("'shell'", lambda c: c["network"].update(shell="rm")),
-    ("", lambda c: c.update(network=None)),
     ("'sigmoid'", lambda c: c["var_scheduler"].update(mode="sigmoid")),
     ("num_train_timesteps", lambda c: c["var_scheduler"].update(num_train_timesteps=10**13)),
     ("beta_T", lambda c: c["var_scheduler"].update(beta_T=2.0)),
@@ -54,9 +50,7 @@ INCONSISTENT = [
     ("head.bias", lambda c: c["state_dict"].update({"head.bias": torch.zeros(31)})),
     ("head.bias", lambda c: c["state_dict"].update({"head.bias": torch.zeros(32).double()})),
     ("head.bias", lambda c: c["state_dict"]["head.bias"].fill_(float("nan"))),
-    ("state_dict", lambda c: c["state_dict"].update({"head.bias": torch.zeros(1).half().expand(10**12)})),
     ("", lambda c: c["state_dict"].update({"head.bias": torch.zeros(32).to_sparse()})),
-    ("state_dict", lambda c: c["state_dict"].update({"head.bias": [0.0] * 32})),
     ("state_dict", lambda c: c["state_dict"].update({"head.bias": torch.zeros(1).expand(10**12)})),
     ("state_dict", lambda c: c.update(state_dict=3)),
 ]
@@ -77,13 +71,9 @@ def test_inconsistent_contents_are_refused_by_name_and_leave_the_module_as_it_wa
     assert time.monotonic() - start < 20
 
 
-def zipped(path, content, compression=zipfile.ZIP_DEFLATED):
-    with zipfile.ZipFile(path, "w", compression) as archive:
+def zipped(path, content):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", content)
-
-
-def torchscript(path, _):
-    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), path)
 
 
 def compressed(path, whole):
@@ -103,23 +93,18 @@ class Large:
 # Each makes a file at `path`; `whole` is a good checkpoint, and `witness` what code of the file would make.
 HOSTILE = {
     "nothing": lambda path, whole: path.write_bytes(b""),
-    "text": lambda path, whole: path.write_text("hello\n" * 1000),
     "a picture": lambda path, whole: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(1000)),
     "half a checkpoint": lambda path, whole: path.write_bytes(whole[: len(whole) // 2]),
-    "the other half": lambda path, whole: path.write_bytes(whole[len(whole) // 2 :]),
     "all but a byte": lambda path, whole: path.write_bytes(whole[:-1]),
-    "an empty archive": lambda path, whole: zipfile.ZipFile(path, "w").close(),
     "an archive of nonsense": lambda path, whole: zipped(path, os.urandom(1000)),
     "a packed bomb": lambda path, whole: zipped(path, bytes(10**8)),
     "a packed checkpoint": compressed,
-    "TorchScript": torchscript,
+    "TorchScript": lambda path, whole: torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), path),
     "a folder": lambda path, whole: path.mkdir(),
     "a pipe": lambda path, whole: os.mkfifo(path),
     "a link to itself": lambda path, whole: path.symlink_to(path),
-    "a link to nothing": lambda path, whole: path.symlink_to("nothing"),
     "another program's tensors": lambda path, whole: torch.save({"model": torch.zeros(3)}, path),
     "a gigabyte in a line": lambda path, whole: torch.save({"format": "ddpm-image", "version": 1, "a": Large()}, path),
-    "a list": lambda path, whole: torch.save([1, 2], path),
     "a whole module": lambda path, whole: torch.save(torch.nn.Linear(1, 1), path),
     "code in a pickle": lambda path, whole: path.write_bytes(pickle.dumps(Harmful(path.parent / "witness"))),
     "code in an archive": lambda path, whole: torch.save(
@@ -154,23 +139,13 @@ def test_the_hostile_code_would_run_if_it_were_unpickled(tmp_path):
 
 def damaged_copy(content, chance):
     """Bits flipped, bytes overwritten, cut out or doubled, or the end cut off."""
-    damaged = bytearray(content)
-    start = chance.randrange(len(damaged))
-    length = min(chance.choice([1, 1, 4, 100, 5000]), len(damaged) - start)
-    kind = chance.choice(["flip", "overwrite", "zero", "remove", "double", "cut"])
-    if kind == "flip":
-        damaged[start] ^= 1 << chance.randrange(8)
-    elif kind == "overwrite":
-        damaged[start : start + length] = chance.randbytes(length)
-    elif kind == "zero":
-        damaged[start : start + length] = bytes(length)
-    elif kind == "remove":
-        del damaged[start : start + length]
-    elif kind == "double":
-        damaged[start:start] = damaged[start : start + length]
-    else:
-        del damaged[start:]
-    return bytes(damaged)
+    start = chance.randrange(len(content))
+    length = min(chance.choice([1, 1, 4, 100, 5000]), len(content) - start)
+    before, part, after = content[:start], content[start : start + length], content[start + length :]
+    flipped = bytes([part[0] ^ 1 << chance.randrange(8)]) + part[1:]
+    return before + chance.choice(
+        [flipped + after, chance.randbytes(length) + after, bytes(length) + after, after, 2 * part + after, b""]
+    )
 
 
 @pytest.mark.parametrize("tries", [150, pytest.param(5000, marks=pytest.mark.slow)])
@@ -181,10 +156,8 @@ def test_damaged_files_are_refused_or_have_the_weights_of_the_undamaged_file(sav
     chance = random.Random(0)
     refusals = 0
     for _ in range(tries):
-        if chance.random() < 0.5:
-            path.write_bytes(damaged_copy(whole, chance))
-        else:
-            path.write_bytes(whole[:weights] + damaged_copy(whole[weights:], chance))
+        kept = chance.choice([0, weights])
+        path.write_bytes(whole[:kept] + damaged_copy(whole[kept:], chance))
         try:
             checkpoint = read_checkpoint(path)
         except UserError as refusal:

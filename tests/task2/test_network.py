@@ -1,36 +1,27 @@
 """The U-Net and its blocks: sizes, gradients, attention, class labels and patches."""
 
-import copy
-
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cli import UserError
-from module import AttnBlock, DownSample, ResBlock, Swish, TimeEmbedding, UpSample, xavier_init
+from module import AttnBlock, DownSample, ResBlock, TimeEmbedding, UpSample, xavier_init
 from network import UNet
 from oracles import awake, max_difference
 
 SMALL = {"image_resolution": 16, "ch": 32, "ch_mult": [1, 2], "attn": [1], "num_res_blocks": 1}
 
 
-def number_of_parameters(net):
-    return sum(p.numel() for p in net.parameters())
-
-
-def test_default_network_has_the_size_of_the_lab():
-    net = UNet()
-    assert number_of_parameters(net) == 58_753_283
-    # The counter has no formula for the fused attention of CPUs.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        net(torch.zeros(1, 3, 64, 64), torch.zeros(1))
-    assert counter.get_total_flops() / 1e9 == pytest.approx(89.4, abs=0.05)
-
-
-def test_attention_is_at_level_1_and_in_the_middle():
-    with torch.device("meta"):
+def test_default_network_is_that_of_the_lab():
+    """Size, groups, and attention at level 1 and in the middle. On the meta device: it counts without computing."""
+    # The counter has no formula for the fused attention.
+    with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         net = UNet()
+        net(torch.zeros(1, 3, 64, 64), torch.zeros(1))
+    assert sum(p.numel() for p in net.parameters()) == 58_753_283
+    assert counter.get_total_flops() / 1e9 == pytest.approx(89.4, abs=0.05)
+    assert {m.num_groups for m in net.modules() if isinstance(m, torch.nn.GroupNorm)} == {32}
     with_attention = [
         (name.split(".")[0], block.block1[2].out_channels)
         for name, block in net.named_modules()
@@ -61,11 +52,6 @@ def test_every_parameter_gets_a_finite_gradient():
             assert parameter.grad.abs().max() > 0, name
 
 
-def test_initial_prediction_is_nearly_0():
-    net = UNet(**SMALL).eval()
-    assert net(torch.randn(2, 3, 16, 16), torch.tensor([3, 4])).abs().max() < 1e-2
-
-
 def test_prediction_depends_on_t_and_every_form_of_t_is_accepted():
     net = awake(UNet(**SMALL)).eval()
     x = torch.randn(2, 3, 16, 16)
@@ -83,26 +69,6 @@ def test_blocks_depend_on_t_at_every_width(channels):
     x = torch.randn(1, channels, 4, 4)
     early, late = block(x, torch.randn(1, 16)), block(x, torch.randn(1, 16))
     assert (early - late).abs().mean() > 1e-2
-
-
-def test_default_width_has_ddpms_32_groups():
-    assert {m.num_groups for m in UNet(**SMALL | {"ch": 128}).modules() if isinstance(m, torch.nn.GroupNorm)} == {32}
-
-
-def test_images_that_the_levels_cannot_halve_are_value_errors():
-    net = UNet(**SMALL | {"ch_mult": [1, 1, 1], "num_res_blocks": 1})
-    for size in [(18, 16), (16, 18), (17, 17), (2, 2)]:
-        with pytest.raises(ValueError, match=rf"multiples of 4, got images \[1, 3, {size[0]}, {size[1]}\]"):
-            net(torch.randn(1, 3, *size), 1)
-    assert net(torch.randn(1, 3, 8, 20), 1).shape == (1, 3, 8, 20)
-
-
-def test_config_builds_the_same_network():
-    net = UNet(**SMALL, use_cfg=True, num_classes=3).eval()
-    twin = UNet(**net.config).eval()
-    twin.load_state_dict(net.state_dict())
-    x, t = torch.randn(1, 3, 16, 16), torch.tensor([5])
-    assert torch.equal(net(x, t), twin(x, t))
 
 
 @pytest.mark.parametrize(
@@ -130,17 +96,6 @@ def test_a_patch_is_seen_and_predicted_whole(patch_size):
     net.downblocks, net.middleblocks, net.upblocks = (torch.nn.ModuleList() for _ in range(3))
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(net(x, 1), x)
-
-
-def test_patches_cost_their_share_of_the_positions():
-    """All convolutions work on patch_size^2 fewer positions, with a few more channels in the first and the last."""
-    flops = []
-    for patch_size in (1, 2, 4):
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            net = UNet(**SMALL | {"patch_size": patch_size, "attn": [], "image_resolution": 64})
-            assert net(torch.zeros(1, 3, 64, 64), 1).shape == (1, 3, 64, 64)
-        flops.append(counter.get_total_flops())
-    assert 3 < flops[0] / flops[1] < 5 and 3 < flops[1] / flops[2] < 5
 
 
 def test_labels_need_a_conditional_network():
@@ -208,33 +163,17 @@ def test_layers_start_xavier_uniform_with_zero_bias(layer, fans):
 
 
 def test_only_last_layers_of_branches_start_near_0():
+    """So that blocks start as identities, and the first prediction is 0."""
     net = UNet(**SMALL)
-    near_0 = set()
-    for name, layer in net.named_modules():
-        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
-            bound = (6 / sum(torch.nn.init._calculate_fan_in_and_fan_out(layer.weight))) ** 0.5
-            size = layer.weight.abs().max().item() / bound
-            assert 0.9 < size <= 1 or size <= 1e-5, name
-            near_0 |= {name} if size <= 1e-5 else set()
+    layers = {name: m for name, m in net.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)}
+    near_0 = {name for name, layer in layers.items() if layer.weight.abs().max() < 1e-4}
     blocks = {name: block for name, block in net.named_modules() if isinstance(block, ResBlock)}
     ends = {f"{name}.block2.3" for name in blocks} | {"tail.2"}
-    ends |= {f"{name}.attn.proj" for name, block in blocks.items() if isinstance(block.attn, AttnBlock)}
-    assert near_0 == ends
+    assert near_0 == ends | {f"{name}.attn.proj" for name, block in blocks.items() if isinstance(block.attn, AttnBlock)}
+    assert net.eval()(torch.randn(2, 3, 16, 16), torch.tensor([3, 4])).abs().max() < 1e-2
 
 
-def test_small_blocks():
-    x = torch.randn(2, 32, 8, 8)
-    assert torch.allclose(Swish()(x), x * torch.sigmoid(x), atol=1e-6)
-    assert DownSample(32)(x).shape == (2, 32, 4, 4)
-    assert UpSample(32)(x).shape == (2, 32, 16, 16)
-    assert TimeEmbedding(64)(torch.tensor([1, 2])).shape == (2, 64)
-    block = ResBlock(32, 64, 128, dropout=0.5, attn=True)
-    assert block(x, torch.randn(2, 128)).shape == (2, 64, 8, 8)
-    identity = ResBlock(32, 32, 128, dropout=0.0)
-    assert torch.allclose(identity(x, torch.randn(2, 128)), x, atol=1e-3)
-
-
-def test_every_block_has_the_given_dropout():
+def test_every_block_has_the_given_dropout_in_training():
     net, shares = UNet(**SMALL, dropout=0.4), []
 
     def compare(dropout, inputs, output):
@@ -249,12 +188,3 @@ def test_every_block_has_the_given_dropout():
     assert len(shares) == sum(isinstance(layer, ResBlock) for layer in net.modules())
     fewest = 4 * 32 * 8 * 8
     assert shares == pytest.approx([0.4] * len(shares), abs=5 * (0.24 / fewest) ** 0.5)
-
-
-def test_dropout_is_off_in_eval_mode():
-    block = copy.deepcopy(ResBlock(32, 32, 16, dropout=0.5))
-    torch.nn.init.normal_(block.block2[-1].weight)
-    x, temb = torch.randn(2, 32, 4, 4), torch.randn(2, 16)
-    assert not torch.equal(block(x, temb), block(x, temb))
-    block.eval()
-    assert torch.equal(block(x, temb), block(x, temb))
