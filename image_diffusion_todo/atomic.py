@@ -44,7 +44,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         # torch.save turns an error of the file that it writes to into a RuntimeError of its own.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, OSError):
-            raise OSError(cause.errno, f"cannot be written: {cause.strerror}", str(path)) from error
+            raise OSError(cause.errno, f"cannot be written: {cause.strerror or cause}", str(path)) from error
         raise
 
 

@@ -128,8 +128,8 @@ def writable_folder(text: str) -> Path:
 def writable_file(text: str) -> Path:
     """An argparse type: a file to write or replace; its folder is created if necessary."""
     file = Path(text)
-    if file.is_dir():
-        raise UserError(f"{text!r} is a folder, where a file is wanted")
+    if file.exists() and not file.is_file():  # a device or pipe would be replaced
+        raise UserError(f"{text!r} is not a file")
     writable_folder(str(file.parent))
     return file
 

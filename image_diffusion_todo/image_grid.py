@@ -63,12 +63,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.folder.resolve() in args.out.resolve().parents:
         parser.error(f"argument --out: {args.out} would lie among the images, and be measured with them")
-    if args.out.suffix.lower() not in Image.registered_extensions():
+    picture_format = Image.registered_extensions().get(args.out.suffix.lower())
+    if picture_format not in Image.SAVE:
         parser.error(f"argument --out: {args.out} has no suffix of an image file, such as .png")
     with exit_on_user_error():
         sheet = contact_sheet(args.folder, args.count, args.per_row)
         with atomic_write(args.out) as file:
-            sheet.save(file, format=Image.registered_extensions()[args.out.suffix.lower()])
+            sheet.save(file, format=picture_format)
     print(args.out)
 
 

@@ -195,10 +195,12 @@ def test_an_export_holds_the_averaged_weights_alone_and_samples_from_them(progra
     assert run.returncode == 0, run.stderr
 
 
-def test_an_export_of_no_checkpoint_or_to_a_folder_is_refused(program, tmp_path):
+def test_an_export_of_no_checkpoint_or_to_no_file_is_refused(program, tmp_path):
     (tmp_path / "text.ckpt").write_text("hello")
     assert refused(program("checkpoint.py", "text.ckpt", "--out", "out.ckpt"), "text.ckpt")
-    assert refused(program("checkpoint.py", "text.ckpt", "--out", "."), "--out")
+    os.mkfifo("pipe")  # which the program would replace
+    for out in (".", "pipe"):
+        assert refused(program("checkpoint.py", "text.ckpt", "--out", out), f"--out: '{out}'")
     assert not (tmp_path / "out.ckpt").exists()
 
 

@@ -133,7 +133,15 @@ def test_a_contact_sheet_shows_the_images_in_the_order_of_their_numbers(program,
 
 
 @pytest.mark.parametrize(
-    ("folder", "out"), [("empty", "x.png"), ("in", "in/x.png"), ("in", "in/deeper/x.png"), ("in", "x.txt")]
+    ("folder", "out"),
+    [
+        ("empty", "x.png"),
+        ("in", "in/x.png"),
+        ("in", "in/deeper/x.png"),
+        ("in", "x.txt"),
+        ("in", "x.fits"),
+        ("in", "x.xbm"),
+    ],
 )
 def test_a_contact_sheet_of_nothing_or_among_its_images_or_of_no_format_is_refused(program, tmp_path, folder, out):
     (tmp_path / "empty").mkdir()
