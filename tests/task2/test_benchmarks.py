@@ -16,12 +16,6 @@ from dataset import AFHQDataModule
 BENCHMARKS = ROOT / "benchmarks"
 
 
-@pytest.fixture(autouse=True)
-def _benchmarks_on_path(monkeypatch):
-    """Last: `fid` is the package of Task 2."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(BENCHMARKS)])
-
-
 @pytest.fixture
 def benchmark(load_report):
     return load_report("../benchmarks/training")
@@ -74,8 +68,10 @@ def test_the_last_optimisations_of_the_benchmark_are_applied(benchmark, new_loop
 
 
 @pytest.fixture
-def measured(program, tmp_path):
+def measured(program, tmp_path, monkeypatch):
     """What a benchmark prints, and what it writes as JSON."""
+
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the programs add to it
 
     def run(name, *flags):
         run = program(BENCHMARKS / f"{name}.py", *flags, "--json", "measured.json")
