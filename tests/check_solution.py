@@ -12,18 +12,18 @@ import argparse
 import csv
 import json
 import shutil
-import stat
 import sys
 import tempfile
 import textwrap
 import time
 import zipfile
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict
+from pathlib import Path, PurePath
 
 from solution_check.process import Row, run_tasks
 
 SUFFIXES = {".py", ".json", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".txt", ".csv"}  # what is copied
-MAX_BYTES, MAX_TOTAL, MAX_FILES = 1_000_000, 20_000_000, 2000
+MAX_BYTES, MAX_TOTAL = 1_000_000, 20_000_000  # of one file, and of what is unpacked
 SKIPPED = {"data", "results", "samples", "site-packages", "__MACOSX", "__pycache__"}
 FILES = {1: ("ddpm.py",), 2: ("scheduler.py", "model.py")}  # that tell a task's folder
 NAMES = {1: "2d_plot_diffusion_todo", 2: "image_diffusion_todo"}
@@ -34,35 +34,30 @@ class NothingToCheck(Exception):
 
 
 def copy_sources(source: Path, target: Path) -> None:
-    """Copy the source files of a folder or a zip. Links, large files and names outside the zip are left out."""
-    if source.is_dir():
-        shutil.copytree(source, target, ignore=_not_source, dirs_exist_ok=True)
-        return
+    """Copy the source files of a folder or a zip; links, hidden and large files are left out."""
     try:
+        if source.is_dir():
+            for file in source.rglob("*"):
+                path = file.relative_to(source)
+                if file.is_file() and not file.is_symlink() and _is_source(path, file.stat().st_size):
+                    (target / path).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, target / path)
+            return
         with zipfile.ZipFile(source) as archive:
             total = 0
-            for info in archive.infolist()[:MAX_FILES]:
-                place = PurePosixPath(info.filename)
-                is_link = stat.S_ISLNK(info.external_attr >> 16)
-                unsafe = place.is_absolute() or ".." in place.parts or "\\" in info.filename or ":" in info.filename
-                total += info.file_size
-                if unsafe or is_link or info.is_dir() or place.suffix not in SUFFIXES or SKIPPED & {*place.parts}:
-                    continue
-                if info.file_size > MAX_BYTES or total > MAX_TOTAL:
-                    continue
-                (target / place).parent.mkdir(parents=True, exist_ok=True)
-                (target / place).write_bytes(archive.read(info))
+            for info in archive.infolist():
+                info.filename = info.filename.replace("\\", "/")  # as some programs on Windows write it
+                if _is_source(PurePath(info.filename), info.file_size):
+                    total += info.file_size
+                    if total <= MAX_TOTAL:
+                        archive.extract(info, target)
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError, ValueError) as error:
-        raise NothingToCheck(f"{source} cannot be unpacked: {error}") from None
+        raise NothingToCheck(f"{source} cannot be read: {error}") from None
 
 
-def _not_source(folder: str, names: list[str]) -> set[str]:
-    def is_source(path: Path) -> bool:
-        if path.is_symlink() or path.name in SKIPPED or path.name.startswith("."):
-            return False
-        return path.is_dir() or (path.suffix in SUFFIXES and path.is_file() and path.stat().st_size <= MAX_BYTES)
-
-    return {name for name in names if not is_source(Path(folder, name))}
+def _is_source(path: PurePath, size: int) -> bool:
+    is_skipped = any(name in SKIPPED or name.startswith(".") for name in path.parts)  # ".." too
+    return path.suffix in SUFFIXES and size <= MAX_BYTES and not is_skipped
 
 
 def find_tasks(root: Path) -> dict[int, Path]:
@@ -114,30 +109,30 @@ def table(rows: list[Row]) -> str:
     return "\n".join([*lines, f"{held} of {checks} checks hold"])
 
 
-def write_many(place: Path, target: Path, limit: float, train: bool) -> int:
-    """Check every folder and zip in `place` and write the CSV; the exit code."""
-    records, functions = [], {}
+def check_many(place: Path, target: Path, limit: float, train: bool) -> int:
+    """Check every folder and zip in `place`; the CSV grows with each. Returns the exit code."""
+    records = []
     for each in sorted(place.iterdir()):
         if each.name.startswith(".") or not (each.is_dir() or each.suffix.lower() == ".zip"):
             continue
+        record = {"solution": each.name, "held": 0, "checks": 0}
         try:
             rows = check_solution(each, limit, train)
         except NothingToCheck as error:
-            records.append({"solution": each.name, "held": 0, "checks": 0, "mistakes": str(error)})
+            record["mistakes"] = str(error)
         else:
-            held, checks = totals(rows)
+            record["held"], record["checks"] = totals(rows)
             mistakes = dict.fromkeys(f"{row.function}: {d['name'] or 'unknown'}" for row in rows for d in row.details)
-            records.append({"solution": each.name, "held": held, "checks": checks, "mistakes": "; ".join(mistakes)})
-            records[-1] |= {row.key: row.verdict for row in rows}
-            functions |= {row.key: None for row in rows}
-        print(f"{each.name}: {records[-1]['held']} of {records[-1]['checks']} checks hold", flush=True)
+            record |= {"mistakes": "; ".join(mistakes)} | {row.key: row.verdict for row in rows}
+        records.append(record)
+        columns = dict.fromkeys(name for record in records for name in record)
+        with target.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(records)
+        print(f"{each.name}: {record['held']} of {record['checks']} checks hold", flush=True)
     if not records:
         raise NothingToCheck(f"{place} holds no folder and no zip")
-    with target.open("w", newline="", encoding="utf-8") as file:
-        known = ["solution", "held", "checks", *functions, "mistakes"]
-        writer = csv.DictWriter(file, known, restval="")
-        writer.writeheader()
-        writer.writerows(records)
     return int(any(record["held"] != record["checks"] or not record["checks"] for record in records))
 
 
@@ -159,11 +154,11 @@ def main(arguments: list[str] | None = None) -> int:
         if args.many:
             if not args.many.is_dir():
                 raise NothingToCheck(f"{args.many} is no folder")
-            return write_many(args.many, args.csv, args.limit, args.train)
+            return check_many(args.many, args.csv, args.limit, args.train)
         rows = check_solution(args.place, args.limit, args.train)
         if args.json:
             held, checks = totals(rows)
-            result = {"held": held, "checks": checks, "rows": [row.as_dict() for row in rows]}
+            result = {"held": held, "checks": checks, "rows": [asdict(row) for row in rows]}
             args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     except (NothingToCheck, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)

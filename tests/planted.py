@@ -18,16 +18,10 @@ plant("no-activation", "SimpleNet", BETWEEN, "if False:", "class SimpleNet")
 plant("t-ignored", "SimpleNet", "return alpha * x", "return x", "class TimeLinear")
 plant("time-added", "SimpleNet", "return alpha * x", "return alpha + x", "class TimeLinear")
 plant("wrong-shape", "SimpleNet", "*dim_hids, dim_out]", "*dim_hids, dim_in]", "class SimpleNet")
-first = "TimeLinear(dims[i], dims[i + 1], num_timesteps)"
+layer = "TimeLinear(dims[i], dims[i + 1], num_timesteps)"
+only_first = f"append({layer} if i == 0 else nn.Linear(dims[i], dims[i + 1]))"
 plain = ("class SimpleNet", "x = layer(x, t)", "x = layer(x, t) if i == 0 else layer(x)")
-plant(
-    "time-in-few-layers",
-    "SimpleNet",
-    f"append({first})",
-    f"append({first} if i == 0 else nn.Linear(dims[i], dims[i + 1]))",
-    "class SimpleNet",
-    plain,
-)
+plant("time-in-few-layers", "SimpleNet", f"append({layer})", only_first, "class SimpleNet", plain)
 
 # x_t from x_0
 for function, bar, old in [
@@ -75,25 +69,14 @@ for name in "noise", "x0", "mean":
     plant("fixed-device", function, "torch.randn_like(x_t)", "torch.randn(x_t.shape)")
     plant("no-noise", function, "torch.randn_like(x_t)", "torch.zeros_like(x_t)")
 AT_0 = "(extract(self.sigmas, t, x_t) if t > 0 else extract(self.betas, t, x_t).sqrt())"
-plant(
-    "sigma-not-rooted",
-    "step_predict_noise",
-    SIGMA,
-    "((1 - self.bar_prev(t, x_t)) / (1 - alpha_bar_t) * beta_t)",  # the same for both types
-)
+of_both_types = "((1 - self.bar_prev(t, x_t)) / (1 - alpha_bar_t) * beta_t)"
+plant("sigma-not-rooted", "step_predict_noise", SIGMA, of_both_types)
 plant("noise-at-0", "step_predict_mean", "if t > 0", "if True", None, ("def step_predict_mean(", SIGMA, AT_0))
 plant("noise-at-0", "step_predict_x0", SIGMA, AT_0, None, ("def step_predict_x0(", "if t == 0", "if False"))
-plant(
-    "small-for-large",
-    "sigmas",
-    "var = self.betas",
-    "var = var",
-    "if sigma_type",
-    ("sigma_type", 'if sigma_type == "small":', "if True:"),
-)
-plant(
-    "large-for-small", "sigmas", 'if sigma_type == "small"', "if False", "super().__init__(num_train_timesteps, beta_1"
-)
+always = ("sigma_type", 'if sigma_type == "small":', "if True:")
+plant("small-for-large", "sigmas", "var = self.betas", "var = var", "if sigma_type", always)
+in_init = "super().__init__(num_train_timesteps, beta_1"
+plant("large-for-small", "sigmas", 'if sigma_type == "small"', "if False", in_init)
 plant("sigmas-not-rooted", "sigmas", "var**0.5", "var", "sigma_type")
 
 # Means of predicted noise, in a step and in a loss
@@ -197,14 +180,8 @@ for mistake, old, new in [
     plant(mistake, "sample", old, new)
 plant("loop-from-zeros", "p_sample_loop", "torch.randn", "torch.zeros")
 plant("loop-from-zeros", "sample", "torch.randn", "torch.ones")
-plant(
-    "loop-not-fed",
-    "p_sample_loop",
-    "x = self.p_sample",
-    "y = self.p_sample",
-    None,
-    ("def p_sample_loop", "pred = x", "pred = y"),
-)
+fed = ("def p_sample_loop", "pred = x", "pred = y")
+plant("loop-not-fed", "p_sample_loop", "x = self.p_sample", "y = self.p_sample", None, fed)
 plant("loop-other-result", "p_sample_loop", "x0_pred = x", "x0_pred = 2 * x")
 plant("loop-gradient", "p_sample_loop", "@torch.no_grad()", "", "return x_t_prev")
 plant("fixed-device", "p_sample_loop", ".to(self.device)", "")
@@ -219,21 +196,9 @@ plant("ddim-sigma-root", "ddim_p_sample", "var.sqrt() * torch", "var * torch")
 plant("ddim-sigma", "ddim_p_sample", "(1 - ab / ab_prev)", "(ab_prev / ab - 1)")
 plant("ddim-loop", "ddim_p_sample_loop", "in zip(timesteps, prev_timesteps)", "in zip(timesteps, timesteps)")
 for name, other in ("noise", "x0"), ("x0", "noise"), ("mean", "x0"):
-    plant(
-        f"dispatch-{name}", "step", f"self.step_predict_{name}", f"self.step_predict_{other}", 'if predictor == "noise"'
-    )
-    plant(
-        f"dispatch-{name}",
-        "get_loss",
-        f"self.get_loss_{name}",
-        f"self.get_loss_{other}",
-        'if self.predictor == "noise"',
-    )
-plant(
-    "x0-to-noise",
-    "step_predict_x0",
-    MEAN,
-    f"eps = (x_t - alpha_bar_t.sqrt() * x0_pred) / (1 - alpha_bar_t); {as_noise.replace('x0_pred', 'eps')}",
-)
+    plant(f"dispatch-{name}", "step", f".step_predict_{name}", f".step_predict_{other}", 'if predictor == "noise"')
+    plant(f"dispatch-{name}", "get_loss", f".get_loss_{name}", f".get_loss_{other}", 'if self.predictor == "noise"')
+to_noise = "eps = (x_t - alpha_bar_t.sqrt() * x0_pred) / (1 - alpha_bar_t)"
+plant("x0-to-noise", "step_predict_x0", MEAN, f"{to_noise}; {as_noise.replace('x0_pred', 'eps')}")
 plant("forward-noise-root", "q_sample", "(1 - alphas_prod_t).sqrt()", "(1 - alphas_prod_t.sqrt())")
 plant("not-squared", "compute_loss", "F.mse_loss", "F.smooth_l1_loss")

@@ -98,30 +98,15 @@ def small(q) -> float:
 MEANS = {"noise": mean_eq_11, "x0": mean_eq_7, "mean": lambda q, x, out: out}
 
 
-def reverse_step(
-    t,
-    x,
-    out,
-    z,
-    uniform,
-    predictor,
-    sigma_type="small",
-    mean=None,
-    variance=None,
-    root=np.sqrt,
-    last=None,
-    last_large=None,
-    pick=None,
-    **_,
-):
+def reverse_step(t, x, out, z, uniform, predictor, sigma_type="small", root=np.sqrt, pick=None, **parts):
     """x_{t-1} = mean + sigma_t z, without noise at t = 0."""
-    q = schedule_at(t)
+    q, is_small = schedule_at(t), sigma_type == "small"
     if t == 0:
-        last = last if sigma_type == "small" else last_large
-        sigma = root(last(q)) if last else 0.0
+        variance = parts.get("last" if is_small else "last_large", lambda q: 0.0)
     else:
-        sigma = root((variance or (small if sigma_type == "small" else lambda q: q.beta))(q))
-    return (mean or MEANS[predictor])(q, x, out) + sigma * (pick(z, uniform) if pick else z)
+        variance = parts.get("variance", small if is_small else lambda q: q.beta)
+    mean = parts.get("mean", MEANS[predictor])(q, x, out)
+    return mean + root(variance(q)) * (pick(z, uniform) if pick else z)
 
 
 def ddim_step(t, prev, x, eps, z, eta, before=1.0, variance=None, direction=None, root=np.sqrt, **_):
@@ -133,16 +118,13 @@ def ddim_step(t, prev, x, eps, z, eta, before=1.0, variance=None, direction=None
     return bar_prev**0.5 * x0 + towards * eps + root(sigma2) * z
 
 
-def loss(
-    predictor, t, x, x0, eps, out, others, mean=mean_eq_7, target=None, reduce=lambda d: np.mean(d**2), other=None, **_
-):
+def loss(predictor, t, x, x0, eps, out, others, reduce=lambda d: np.mean(d**2), other=None, **parts):
     """The mean of (out - target)^2 over a batch with timesteps t [B] and x_t = x [B, ...].
 
     `eps` is the noise in x_t; `other` takes one of the `others` for the target.
     """
     eps = eps if other is None else others[other]
-    if target is None:
-        target = {"noise": lambda q, x, x0, eps: eps, "x0": lambda q, x, x0, eps: x0}.get(
-            predictor, lambda q, x, x0, eps: mean(q, x, x0)
-        )
+    mean = parts.get("mean", mean_eq_7)
+    targets = {"noise": lambda q, x, x0, eps: eps, "x0": lambda q, x, x0, eps: x0}
+    target = parts.get("target", targets.get(predictor, lambda q, x, x0, eps: mean(q, x, x0)))
     return reduce(out - np.stack([target(schedule_at(int(s)), *row) for s, *row in zip(t, x, x0, eps, strict=True)]))

@@ -54,23 +54,20 @@ def judge_all(solution: Any, checks: list[Check], finished: set[str] = frozenset
 
     A row at the start says what it is if the process ends now. A file that cannot be imported has one row.
     """
-    files = dict.fromkeys(check.file for check in checks)
-    for file in files:
-        own = [check for check in checks if check.file == file]
+    for file, group in itertools.groupby(checks, lambda check: check.file):
+        own = [*group]
         row = Row(own[0].task, "-", f"{file}.py", sum(len(c.aspects) for c in own if not c.is_optional))
         own = [check for check in own if check.row().key not in finished]
         if row.key in finished or not own:
             continue
         yield "start", row
-        try:
-            if not (solution.folder / f"{file}.py").is_file():
-                raise NotWritten("there is no such file")
-            with Draws():
-                importlib.import_module(file)
-        except NotWritten as error:
-            row.verdict, row.note = "not written yet", str(error)
+        if not (solution.folder / f"{file}.py").is_file():
+            row.verdict, row.note = "not written yet", "there is no such file"
             yield "row", row
             continue
+        try:
+            with Draws():
+                importlib.import_module(file)
         except (Exception, SystemExit):
             row.note = crash(solution.folder)
             yield "row", row
@@ -106,13 +103,9 @@ def _reset(solution: Any) -> None:
     solution.notes.clear()
 
 
-def _failed(cases: list[Case]) -> list[str]:
-    """The aspects that do not hold, in their order."""
-    return list(dict.fromkeys(case.aspect for case in cases if not case.holds()))
-
-
 def _fill(row: Row, check: Check, cases: list[Case], solution: Any) -> None:
-    failed = _failed(cases)
+    """The verdict, and for each aspect that does not hold its largest difference and the likely mistake."""
+    failed = list(dict.fromkeys(case.aspect for case in cases if not case.holds()))
     row.held = len(check.aspects) - len(failed)
     row.verdict = "wrong" if failed else "right"
     row.note = "; ".join(solution.notes)
@@ -124,14 +117,9 @@ def _fill(row: Row, check: Check, cases: list[Case], solution: Any) -> None:
         shown = [m for m, parts in found if any(case.is_changed_by(parts) for case in own)] or [m for m, _ in found]
         what = "; ".join(mistake.what for mistake in shown) or "not a mistake that this program knows"
         right = "; ".join(dict.fromkeys(mistake.right for mistake in shown)) or RIGHT.get(check.function, "")
-        row.details.append(
-            {
-                "aspect": aspect,
-                "difference": _largest(own),
-                "mistake": what + (f": right is {right}" if right else ""),
-                "name": " + ".join(mistake.name for mistake in shown),
-            }
-        )
+        mistake = what + (f": right is {right}" if right else "")
+        name = " + ".join(mistake.name for mistake in shown)
+        row.details.append({"aspect": aspect, "difference": _largest(own), "mistake": mistake, "name": name})
 
 
 def diagnose(function: str, cases: list[Case]) -> list[tuple[Mistake, dict[str, Any]]]:

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from solution_check.formulas import BARS, BETA_1, BETA_T, MEANS, T, mean_eq_7, mean_eq_11, small
+from solution_check.formulas import BARS, BETA_1, BETA_T, BETAS, MEANS, T, mean_eq_7, mean_eq_11, small
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A typical mistake: the functions it occurs in, the parts it replaces, in one or several ways, and the advice."""
+    """A typical mistake."""
 
     name: str
-    functions: tuple[str, ...]
-    variants: tuple[dict[str, Any], ...]
+    functions: tuple[str, ...]  # in which it occurs
+    variants: tuple[dict[str, Any], ...]  # the parts that it replaces, in one or several ways
     what: str
     right: str
 
@@ -85,6 +85,8 @@ RIGHT = {  # of each function, for what no mistake explains
     "ddim_p_sample_loop": DDIM_LOOP,
     "training": "a Chamfer distance below 20",
 }
+COMMENT = "(as in the handout's comment)"
+CLIPPED = "x_0 is clipped to [-1, 1] inside the step, which DDPM's own code does and the lab's formula does not"
 
 # Schedules
 
@@ -96,84 +98,58 @@ cosine("cosine-floor", "betas are raised to at least beta_1", low=BETA_1)
 cosine("cosine-not-normalised", "alpha-bar is not divided by f(0), so the first beta is too large", first=None)
 cosine("cosine-no-square", "the cosine is not squared", power=1)
 cosine("cosine-no-s", "s = 0.008 is missing", s=0.0)
-cosine(
-    "cosine-T-points",
-    "f is taken at T points instead of T + 1, so the betas are shifted or one is missing",
-    *[{"grid": grid, "first": first} for grid in ("arange", "linspace") for first in ("f(0)", None, "short")],
-)
-group(QUAD, "quad")(
-    "quad-roots",
-    "a root or the square is missing",
-    {"betas": lambda: np.linspace(BETA_1**0.5, BETA_T**0.5, T)},
-    {"betas": lambda: np.linspace(BETA_1, BETA_T, T) ** 2},
-)
+shifted = [{"grid": grid, "first": first} for grid in ("arange", "linspace") for first in ("f(0)", None, "short")]
+cosine("cosine-T-points", "f is taken at T points, not T + 1, so the betas are shifted or one is missing", *shifted)
+no_square, no_root = {"betas": lambda: np.linspace(BETA_1**0.5, BETA_T**0.5, T)}, {"betas": lambda: BETAS**2}
+group(QUAD, "quad")("quad-roots", "a root or the square is missing", no_square, no_root)
 
 # x_t from x_0
 
 forward = group(EQ_4, *FORWARD)
 forward("forward-no-roots", "both roots are missing", signal=lambda q: q.bar, noise=lambda q: 1 - q.bar)
 forward("forward-signal-root", "the root over alpha-bar_t is missing", signal=lambda q: q.bar)
-forward(
-    "forward-noise-root",
-    "the root over 1 - alpha-bar_t is missing or within the difference",
-    {"noise": lambda q: 1 - q.bar},
-    {"noise": lambda q: 1 - q.bar**0.5},
-)
-forward(
-    "forward-alpha",
-    "alpha_t stands where alpha-bar_t belongs",
-    signal=lambda q: q.alpha**0.5,
-    noise=lambda q: (1 - q.alpha) ** 0.5,
-)
-forward(
-    "forward-swapped",
-    "the two coefficients are swapped",
-    signal=lambda q: (1 - q.bar) ** 0.5,
-    noise=lambda q: q.bar**0.5,
-)
+roots = {"noise": lambda q: 1 - q.bar}, {"noise": lambda q: 1 - q.bar**0.5}
+forward("forward-noise-root", "the root over 1 - alpha-bar_t is missing or within the difference", *roots)
+by_alpha = {"signal": lambda q: q.alpha**0.5, "noise": lambda q: q.beta**0.5}
+forward("forward-alpha", "alpha_t stands where alpha-bar_t belongs", by_alpha)
+swapped = {"signal": lambda q: (1 - q.bar) ** 0.5, "noise": lambda q: q.bar**0.5}
+forward("forward-swapped", "the two coefficients are swapped", swapped)
 forward("forward-own-noise", "the noise that is passed in is not used", pick=lambda eps, drawn: drawn)
-group(f"t.long() before it indexes alpha-bar_t of {EQ_4}", "q_sample")(
-    "float-t", "a float tensor of t, as in the tutorial, is refused", float_t=0
-)
-group(f"two tensors, x_t and the eps in it: {EQ_4}", "add_noise")(
-    "no-pair", "x_t and the eps in it are not both returned", pair=0
-)
+as_index = group(f"t.long() before it indexes alpha-bar_t of {EQ_4}", "q_sample")
+as_index("float-t", "a float tensor of t, as in the tutorial, is refused", float_t=0)
+pair = group(f"two tensors, x_t and the eps in it: {EQ_4}", "add_noise")
+pair("no-pair", "x_t and the eps in it are not both returned", pair=0)
 
 # Reverse steps: variance
 
 sigma = group(SIGMA, *STEPS)
 sigma("sigma-not-rooted", "the variance is used as the standard deviation", root=lambda v: v)
 sigma("beta-for-small", "beta_t is used, which DDPM allows and the handout does not", variance=lambda q: q.beta)
-sigma(
-    "sigma-alpha",
-    "alpha_t stands where alpha-bar_t belongs in the variance (as in the handout's comment)",
-    variance=lambda q: (1 - q.alpha_prev) / (1 - q.alpha) * q.beta,
-)
-sigma(
-    "sigma-swapped",
-    "alpha-bar_{t-1} and alpha-bar_t are swapped in the variance",
-    variance=lambda q: (1 - q.bar) / (1 - q.clamped) * q.beta,
-)
+of_alpha = f"alpha_t stands where alpha-bar_t belongs in the variance {COMMENT}"
+sigma("sigma-alpha", of_alpha, variance=lambda q: (1 - q.alpha_prev) / (1 - q.alpha) * q.beta)
+swapped = "alpha-bar_{t-1} and alpha-bar_t are swapped in the variance"
+sigma("sigma-swapped", swapped, variance=lambda q: (1 - q.bar) / (1 - q.clamped) * q.beta)
 sigma("sigma-forward", "the variance is 1 - alpha-bar_t, that of the forward process", variance=lambda q: 1 - q.bar)
 noise = group(NOISE, *STEPS)
 noise("no-noise", "no noise is added", variance=lambda q: 0.0)
-noise(
-    "noise-at-0",
-    "noise is added at t = 0, since (t - 1).clamp(min=0) or beta_t make sigma_0 larger than 0",
-    {"last": lambda q: q.beta},
-    {"last_large": lambda q: q.beta},
-    {"last": lambda q: q.beta, "last_large": lambda q: q.beta},
-)
+at_0 = {"last": lambda q: q.beta}, {"last_large": lambda q: q.beta}
+why = "since (t - 1).clamp(min=0) or beta_t make sigma_0 larger than 0"
+noise("noise-at-0", f"noise is added at t = 0, {why}", *at_0, at_0[0] | at_0[1])
 noise("uniform-noise", "z is uniform (torch.rand), not Gaussian (torch.randn_like)", pick=lambda z, uniform: uniform)
-group(f"torch.randn_like(x_t), on x_t's device: {NOISE}", *STEPS, *LOOPS)(
-    "fixed-device", "torch.randn draws on the CPU, which fails on a GPU", device=0
-)
+device = group(f"torch.randn_like(x_t), on x_t's device: {NOISE}", *STEPS, *LOOPS)
+device("fixed-device", "torch.randn draws on the CPU, which fails on a GPU", device=0)
 sigmas = group(RIGHT["sigmas"], "sigmas")
 sigmas("small-for-large", "sigma_type large has the small variance", large=small)
 sigmas("large-for-small", "sigma_type small has beta_t", small=lambda q: q.beta)
 sigmas("sigmas-not-rooted", "sigmas holds variances, not standard deviations", root=lambda v: v)
 
 # The mean from predicted noise, in a step; and from the true noise, in the loss of the mean
+
+
+def of_noise(name: str, what: str, mean: Callable, is_loss: bool = True) -> None:
+    group(EQ_11, *FROM_NOISE)(name, what, mean=mean)
+    if is_loss:
+        group(EQ_11, "get_loss_mean")(f"loss-{name}", what, target=lambda q, x, x0, eps: mean(q, x, eps))
 
 
 def k(q: Any) -> float:
@@ -184,36 +160,21 @@ def x0_of_noise(q: Any, x: Any, eps: Any) -> Any:
     return (x - (1 - q.bar) ** 0.5 * eps) / q.bar**0.5
 
 
-CLIPPED = "x_0 is clipped to [-1, 1] inside the step, which DDPM's own code does and the lab's formula does not"
-MEANS_OF_NOISE = {
-    "mean-no-1/sqrt(alpha)": ("1/sqrt(alpha_t) is missing", lambda q, x, e: x - k(q) * e),
-    "mean-1/alpha": ("1/alpha_t stands for 1/sqrt(alpha_t)", lambda q, x, e: (x - k(q) * e) / q.alpha),
-    "mean-1/sqrt(alpha-bar)": (
-        "1/sqrt(alpha-bar_t) stands for 1/sqrt(alpha_t)",
-        lambda q, x, e: (x - k(q) * e) / q.bar**0.5,
-    ),
-    "mean-alpha-under-root": (
-        "alpha_t stands under the root where alpha-bar_t belongs (as in the handout's comment)",
-        lambda q, x, e: (x - q.beta / (1 - q.alpha) ** 0.5 * e) / q.alpha**0.5,
-    ),
-    "mean-no-root": (
-        "the root over 1 - alpha-bar_t is missing",
-        lambda q, x, e: (x - q.beta / (1 - q.bar) * e) / q.alpha**0.5,
-    ),
-    "mean-plus": ("the noise is added, not subtracted", lambda q, x, e: (x + k(q) * e) / q.alpha**0.5),
-    "mean-brackets": ("1/sqrt(alpha_t) multiplies x_t alone", lambda q, x, e: x / q.alpha**0.5 - k(q) * e),
-    "mean-printed-brackets": (
-        "eps multiplies the whole bracket (as in the handout's comment)",
-        lambda q, x, e: (x - q.beta / (1 - q.alpha) ** 0.5) * e / q.alpha**0.5,
-    ),
-    "mean-is-x0": ("the predicted x_0 is taken for the mean", x0_of_noise),
-    "clip-x0-of-noise": (CLIPPED, lambda q, x, e: mean_eq_7(q, x, np.clip(x0_of_noise(q, x, e), -1, 1))),
-}
-for name, (what, mean) in MEANS_OF_NOISE.items():
-    group(EQ_11, *FROM_NOISE)(name, what, mean=mean)
-    if name not in ("mean-brackets", "mean-is-x0", "clip-x0-of-noise"):  # there within rounding, "target" or harmless
-        target = {"target": lambda q, x, x0, eps, mean=mean: mean(q, x, eps)}
-        group(EQ_11, "get_loss_mean")(f"loss-{name}", what, target)
+of_noise("mean-no-1/sqrt(alpha)", "1/sqrt(alpha_t) is missing", lambda q, x, e: x - k(q) * e)
+of_noise("mean-1/alpha", "1/alpha_t stands for 1/sqrt(alpha_t)", lambda q, x, e: (x - k(q) * e) / q.alpha)
+for_alpha = "1/sqrt(alpha-bar_t) stands for 1/sqrt(alpha_t)"
+of_noise("mean-1/sqrt(alpha-bar)", for_alpha, lambda q, x, e: (x - k(q) * e) / q.bar**0.5)
+under_root = f"alpha_t stands under the root where alpha-bar_t belongs {COMMENT}"
+of_noise("mean-alpha-under-root", under_root, lambda q, x, e: (x - q.beta / (1 - q.alpha) ** 0.5 * e) / q.alpha**0.5)
+no_root = "the root over 1 - alpha-bar_t is missing"
+of_noise("mean-no-root", no_root, lambda q, x, e: (x - q.beta / (1 - q.bar) * e) / q.alpha**0.5)
+of_noise("mean-plus", "the noise is added, not subtracted", lambda q, x, e: (x + k(q) * e) / q.alpha**0.5)
+whole = f"eps multiplies the whole bracket {COMMENT}"
+of_noise("mean-printed-brackets", whole, lambda q, x, e: (x - q.beta / (1 - q.alpha) ** 0.5) * e / q.alpha**0.5)
+# In the loss, these are within rounding, "target" or harmless.
+of_noise("mean-brackets", "1/sqrt(alpha_t) multiplies x_t alone", lambda q, x, e: x / q.alpha**0.5 - k(q) * e, False)
+of_noise("mean-is-x0", "the predicted x_0 is taken for the mean", x0_of_noise, False)
+of_noise("clip-x0-of-noise", CLIPPED, lambda q, x, e: mean_eq_7(q, x, np.clip(x0_of_noise(q, x, e), -1, 1)), False)
 
 # The mean from predicted x_0, in a step; and from the true x_0, in the loss of the mean
 
@@ -244,22 +205,16 @@ eq_7(
     "alpha-bar_{t-1} and alpha-bar_t are swapped",
     by_eq_7(lambda q: q.bar**0.5 * q.beta / (1 - q.clamped), lambda q: q.alpha**0.5 * (1 - q.bar) / (1 - q.clamped)),
 )
-eq_7(
-    "eq7-no-roots",
-    "the roots are missing",
-    by_eq_7(lambda q: q.prev * q.beta / (1 - q.bar), lambda q: q.alpha * (1 - q.prev) / (1 - q.bar)),
-)
+no_roots = by_eq_7(lambda q: q.prev * q.beta / (1 - q.bar), lambda q: q.alpha * (1 - q.prev) / (1 - q.bar))
+eq_7("eq7-no-roots", "the roots are missing", no_roots)
 eq_7(
     "eq7-bar-for-prev",
     "alpha-bar_t stands for alpha-bar_{t-1}",
     by_eq_7(lambda q: q.bar**0.5 * q.beta / (1 - q.bar), lambda q: q.alpha**0.5),
     by_eq_7(lambda q: q.bar**0.5 * q.beta / (1 - q.bar), c_xt),
 )
-eq_7(
-    "eq7-bar-for-alpha",
-    "sqrt(alpha-bar_t) stands for sqrt(alpha_t)",
-    by_eq_7(c_x0, lambda q: q.bar**0.5 * (1 - q.prev) / (1 - q.bar)),
-)
+for_alpha = by_eq_7(c_x0, lambda q: q.bar**0.5 * (1 - q.prev) / (1 - q.bar))
+eq_7("eq7-bar-for-alpha", "sqrt(alpha-bar_t) stands for sqrt(alpha_t)", for_alpha)
 step_x0 = group(EQ_7, "step_predict_x0")
 step_x0("clip-x0", CLIPPED, mean=lambda q, x, x0: mean_eq_7(q, x, np.clip(x0, -1, 1)))
 step_x0("x0-as-noise", "the predicted x_0 is treated as noise", mean=mean_eq_11)
@@ -269,9 +224,8 @@ step_x0(
     "x_0 is converted to noise without the root over 1 - alpha-bar_t",
     mean=lambda q, x, x0: mean_eq_11(q, x, (x - q.bar**0.5 * x0) / (1 - q.bar)),
 )
-group("mean = the prediction (DDPM eq. 8)", "step_predict_mean")(
-    "mean-twice", "the predicted mean is converted to a mean once more", {"mean": mean_eq_7}, {"mean": mean_eq_11}
-)
+twice = group("mean = the prediction (DDPM eq. 8)", "step_predict_mean")
+twice("mean-twice", "the predicted mean is converted to a mean once more", {"mean": mean_eq_7}, {"mean": mean_eq_11})
 
 # Losses
 
@@ -300,9 +254,8 @@ draws = group(ALGORITHM_1, *LOSSES)
 draws("t-from-1", "t is drawn from 1 on, so t = 0 is never trained", {"span": (0, 1)}, {"span": (0, 2)})
 draws("t-too-narrow", "t does not reach T - 1", {"span": (1, 0)}, {"span": (0, 0)})
 draws("one-t", "the whole batch has one t", each=0)
-group("a gradient step on the loss (DDPM Algorithm 1, line 5)", *LOSSES)(
-    "loss-detached", "no gradient reaches the network, detach() or torch.no_grad() is in its way", gradient=0
-)
+detached = group("a gradient step on the loss (DDPM Algorithm 1, line 5)", *LOSSES)
+detached("loss-detached", "no gradient reaches the network, detach() or torch.no_grad() is in its way", gradient=0)
 
 # Loops
 
@@ -314,18 +267,14 @@ loop("loop-from-zeros", "the loop does not begin with Gaussian noise", start=0)
 loop("loop-not-fed", "a step does not get what the step before it returned", chain=0)
 loop("loop-other-result", "the result is not what the last step returned", result=0)
 loop("loop-gradient", "torch.no_grad() is missing, so the graph of all T steps is kept", gradient=0)
-group("x_T, ..., x_0, T + 1 tensors (DDPM Algorithm 2)", "sample")(
-    "trajectory", "return_traj gives another list", trajectory=0
-)
+trajectory = group("x_T, ..., x_0, T + 1 tensors (DDPM Algorithm 2)", "sample")
+trajectory("trajectory", "return_traj gives another list", trajectory=0)
 ddim = group(DDIM, "ddim_p_sample")
 ddim("ddim-clamp", "alpha-bar before the first step is 1, not alpha-bar_0", before=BARS[0])
 ddim("ddim-direction", "sigma^2 is missing under the second root", direction=lambda b, v: (1 - b) ** 0.5)
 ddim("ddim-sigma-root", "the variance is used as the standard deviation", root=lambda v: v)
-ddim(
-    "ddim-sigma",
-    "alpha-bar_t and alpha-bar_prev are swapped in sigma",
-    variance=lambda a, b: (1 - b) / (1 - a) * (b / a - 1),
-)
+swapped = "alpha-bar_t and alpha-bar_prev are swapped in sigma"
+ddim("ddim-sigma", swapped, variance=lambda a, b: (1 - b) / (1 - a) * (b / a - 1))
 group(DDIM_LOOP, "ddim_p_sample_loop")("ddim-loop", "the timesteps do not follow on each other", steps=0)
 dispatch = group(PREDICTORS, "step", "get_loss")
 for kind in "noise", "x0", "mean":

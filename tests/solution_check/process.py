@@ -1,14 +1,12 @@
 """Run a student's code in a process of its own, which is started anew where it hangs or ends."""
 
+import asyncio
 import json
 import os
-import queue
 import signal
-import subprocess
 import sys
-import threading
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 START_SECONDS = 120  # to import PyTorch
@@ -33,74 +31,55 @@ class Row:
         """A name that no other row has."""
         return f"{self.task}: {self.function}"
 
-    def as_dict(self) -> dict:
-        """For JSON."""
-        return asdict(self)
+    def seconds(self, limit: float) -> float:
+        """How long it may take."""
+        is_file = self.function.endswith(".py")  # libraries may be slow to import
+        return TRAINING_SECONDS if self.function == "training" else 3 * limit if is_file else limit
 
 
 def run_tasks(tasks: dict[int, Path], limit: float, train: bool = False) -> list[Row]:
     """Judge the folders of some tasks. What takes more than `limit` seconds, or ends the process, has crashed."""
     rows: list[Row] = []
-    finished: list[str] = []
-    while True:
-        process = _start(tasks, train, finished)
-        lines: queue.Queue = queue.Queue()
-        threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
-        current, seconds = None, START_SECONDS
-        try:
-            while (line := lines.get(timeout=seconds))[0] != "end":
-                kind, row = line[0], Row(**line[1])
-                if kind == "row":
-                    rows.append(row)
-                else:
-                    current, seconds = row, limit
-                    if row.function == "training":
-                        seconds = TRAINING_SECONDS
-                    elif row.function.endswith(".py"):  # libraries may be slow to import
-                        seconds = 3 * limit
-                if not row.function.endswith(".py") or kind == "row":  # a file must be imported anew
-                    finished.append(row.key)
-            if line[1] == "all":
-                return rows
-            problem = f"the process ended (exit code {process.wait()})"
-        except queue.Empty:
-            problem = f"did not end within {seconds:g} s"
-        finally:
-            _kill(process)
-        if current is None:
-            raise RuntimeError(f"the checks did not start: {problem}")
-        current.note = problem
-        rows.append(current)
-        finished.append(current.key)
+    while not asyncio.run(_judge(tasks, limit, train, rows)):
+        pass
+    return rows
 
 
-def _start(tasks: dict[int, Path], train: bool, finished: list[str]) -> subprocess.Popen:
-    job = json.dumps([[[task, str(folder)] for task, folder in tasks.items()], train, finished])
+async def _judge(tasks: dict[int, Path], limit: float, train: bool, rows: list[Row]) -> bool:
+    """Add to `rows` what is not there yet, from one process; whether that came to its end."""
+    job = [[task, str(folder)] for task, folder in tasks.items()], train, [row.key for row in rows]
     settings = {"PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"}
     settings |= {"CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1", "MPLBACKEND": "Agg"}
     settings |= {} if train else {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "solution_check.worker", job],
-        env=os.environ | settings,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        encoding="utf-8",
+    command = sys.executable, "-m", "solution_check.worker", json.dumps(job)
+    nothing, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
+    streams = {"stdin": nothing, "stdout": pipe, "stderr": nothing, "limit": 2**20}
+    process = await asyncio.create_subprocess_exec(
+        *command, **streams, env=os.environ | settings, start_new_session=True
     )
-
-
-def _read(stream, lines: queue.Queue) -> None:
-    for line in stream:
-        lines.put(json.loads(line))
-    lines.put(("end", "early"))
-
-
-def _kill(process: subprocess.Popen) -> None:
-    """End the process and what it started."""
-    with suppress(ProcessLookupError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-    process.wait()
+    current, seconds = None, START_SECONDS
+    try:
+        while line := await asyncio.wait_for(process.stdout.readline(), seconds):
+            kind, row = json.loads(line)
+            if kind == "end":
+                return True
+            row = Row(**row)
+            if kind == "row":
+                rows.append(row)
+            else:
+                current, seconds = row, row.seconds(limit)
+        problem = f"the process ended (exit code {await process.wait()})"
+    except asyncio.TimeoutError:
+        problem = f"did not end within {seconds:g} s"
+    finally:
+        with suppress(ProcessLookupError, PermissionError):  # all of it has ended
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+        await process.wait()
+    if current is None:
+        raise RuntimeError(f"the checks did not start: {problem}")
+    current.note = problem
+    rows.append(current)
+    return False

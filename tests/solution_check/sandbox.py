@@ -4,11 +4,12 @@ import importlib
 import importlib.machinery
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -84,13 +85,13 @@ def bare_imports(folder: Path) -> Iterator[None]:
 
 
 class Network(nn.Module):
-    """The network of all checks: returns `out`, or where that is None or of another shape 0.1 x; notes its calls."""
+    """The network of all checks: returns `out(x)`, or where that has another shape 0.1 x; notes its calls."""
 
     image_resolution = 4
     use_cfg = False
     num_classes = None
 
-    def __init__(self, out: torch.Tensor | None = None):
+    def __init__(self, out: Callable[[torch.Tensor], torch.Tensor] = lambda x: 0.1 * x):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
         self.out = out
@@ -99,8 +100,8 @@ class Network(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         x, t, *_ = [*args, *kwargs.values(), None]
         self.calls.append((x, t))
-        out = 0.1 * x if self.out is None or self.out.shape != x.shape else self.out.to(x)
-        return out + self.weight
+        out = self.out(x)
+        return (out.to(x) if out.shape == x.shape else 0.1 * x) + self.weight
 
 
 NORMAL = {torch.randn, torch.randn_like, torch.normal, torch.Tensor.normal_}
@@ -181,14 +182,13 @@ class Draws(TorchFunctionMode):
     def __enter__(self):
         self.count = 0  # of the draws of z's shape, where there is more_z
         names = "randn", "normal", "standard_normal", "choice", "randint"
-        self._numpy = {name: getattr(np.random, name) for name in names}
-        for name, original in self._numpy.items():
-            setattr(np.random, name, partial(self._from_numpy, name, original))
+        known = {name: partial(self._from_numpy, name, getattr(np.random, name)) for name in names}
+        self._numpy = mock.patch.multiple(np.random, **known)
+        self._numpy.start()
         return super().__enter__()
 
     def __exit__(self, *error):
-        for name, original in self._numpy.items():
-            setattr(np.random, name, original)
+        self._numpy.stop()
         return super().__exit__(*error)
 
     def _from_numpy(self, name: str, original: Any, *args: Any, **kwargs: Any) -> Any:

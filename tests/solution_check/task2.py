@@ -8,15 +8,7 @@ import torch
 
 from solution_check.formulas import PROBES, Case, T, betas_by_definition, cosine_betas, schedule_at, small
 from solution_check.judge import Check, NotWritten, call, flag, method, numbers, written
-from solution_check.probes import (
-    MIDDLE,
-    Solution,
-    forward_cases,
-    loop_cases,
-    loss_cases,
-    q_of_xt,
-    step_cases,
-)
+from solution_check.probes import MIDDLE, Solution, forward_cases, loop_cases, loss_cases, q_of_xt, step_cases
 from solution_check.sandbox import Draws, Network
 from solution_check.task1 import BOTH, LOOP, LOSS, STEP
 
@@ -103,24 +95,27 @@ def reverse_step(predictor: str, solution: Solution, _: str) -> list[Case]:
     return [*cases, *large]
 
 
-def _called(names: list[str], name: str, x: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
-    names.append(name)
-    return x.mean()
-
-
-def dispatch(solution: Solution, _: str) -> list[Case]:
-    """`step` calls the function of its predictor."""
-    cases = []
+def dispatch(prefix: str, solution: Solution, _: str) -> list[Case]:
+    """`step` calls the `step_predict_...` of its predictor, `get_loss` the `get_loss_...`."""
+    cases, x = [], solution.full(1.0)
     for predictor in PREDICTORS:
-        scheduler, called = solution.scheduler(), []
-        if not hasattr(scheduler, f"step_predict_{predictor}"):
-            called = [predictor]  # all in `step`, where it is judged
-        else:
+        called = []
+
+        def note(name, *_args, called=called, **_kwargs):
+            called.append(name)
+            return x.mean()
+
+        owner = solution.scheduler() if prefix == "step_predict" else solution.module(Network(), predictor)
+        if hasattr(owner, f"{prefix}_{predictor}"):
             for each in PREDICTORS:
-                setattr(scheduler, f"step_predict_{each}", partial(_called, called, each))
-            x = solution.full(1.0)
+                setattr(owner, f"{prefix}_{each}", partial(note, each))
             with Draws():
-                method(scheduler, "step")(x, MIDDLE, x, predictor)
+                if prefix == "step_predict":
+                    method(owner, "step")(x, MIDDLE, x, predictor)
+                else:
+                    method(owner, "get_loss")(x)
+        else:
+            called = [predictor]  # all in one function, where it is judged
         where = f"predictor {predictor} goes to {' and '.join(called) or 'none'}"
         cases.append(flag(predictor, where, called[:1] == [predictor], f"dispatch-{predictor}"))
     return cases
@@ -141,23 +136,6 @@ def get_loss(predictor: str, solution: Solution, attempt: str) -> list[Case]:
 
     helper = right_add_noise if attempt == "reference" else None
     return loss_cases(solution, lambda net: solution.module(net, predictor), function, predictor, helper)
-
-
-def loss_dispatch(solution: Solution, _: str) -> list[Case]:
-    """`get_loss` calls the function of the module's predictor."""
-    cases = []
-    for predictor in PREDICTORS:
-        module, called = solution.module(Network(), predictor), []
-        if not hasattr(module, f"get_loss_{predictor}"):
-            called = [predictor]
-        else:
-            for each in PREDICTORS:
-                setattr(module, f"get_loss_{each}", partial(_called, called, each))
-            with Draws():
-                method(module, "get_loss")(solution.full(1.0))
-        where = f"predictor {predictor} goes to {' and '.join(called) or 'none'}"
-        cases.append(flag(predictor, where, called[:1] == [predictor], f"dispatch-{predictor}"))
-    return cases
 
 
 def sample(solution: Solution, attempt: str) -> list[Case]:
@@ -202,8 +180,8 @@ CHECKS = [
         Check(2, "5", f"step_predict_{each}", "scheduler", (*STEP, "variance (large)"), partial(reverse_step, each))
         for each in PREDICTORS
     ],
-    Check(2, "5", "step", "scheduler", PREDICTORS, dispatch),
+    Check(2, "5", "step", "scheduler", PREDICTORS, partial(dispatch, "step_predict")),
     *[Check(2, "5", f"get_loss_{each}", "model", LOSS, partial(get_loss, each), BOTH) for each in PREDICTORS],
-    Check(2, "5", "get_loss", "model", PREDICTORS, loss_dispatch),
+    Check(2, "5", "get_loss", "model", PREDICTORS, partial(dispatch, "get_loss")),
     Check(2, "-", "sample", "model", (*LOOP, "trajectory"), sample, BOTH),
 ]
