@@ -8,11 +8,8 @@ from scipy.spatial import KDTree
 def chamfer_distance(S1: np.ndarray | torch.Tensor, S2: np.ndarray | torch.Tensor) -> np.float64:
     """CD(S1, S2) = sum_{x in S1} min_{y in S2} |x - y|^2 + sum_{y in S2} min_{x in S1} |x - y|^2.
 
-    A sum, not a mean: it grows with the number of points. S1 [N, D] and S2 [M, D] are arrays, or tensors on any
-    device. Computed in float64 with KD-trees, in O(N log N).
-
-    Raises:
-        ValueError: for a set that is empty, not finite or not [N, D], or for different D.
+    A sum, not a mean: it grows with the number of points. S1 [N, D] and S2 [M, D] are finite, and arrays or tensors on
+    any device. Computed in float64 with KD-trees, in O(N log N).
     """
     S1, S2 = _as_points(S1, "S1"), _as_points(S2, "S2")
     if S1.shape[1] != S2.shape[1]:

@@ -38,10 +38,10 @@ DATASETS = (*_SHAPES, *_GAUSSIAN_MEANS)
 
 
 def load_twodim(num_samples: int, dataset: str, dimension: int = 2) -> torch.Tensor:
-    """Points of one of `DATASETS`, float32 [num_samples, dimension], from NumPy's global generator.
+    """Points of one of `DATASETS`, float32 [num_samples, dimension]; only the Gaussians have another dimension than 2.
 
     Raises:
-        ValueError: for an unknown name, num_samples < 1, or a dimension other than 2 (the Gaussians have any).
+        ValueError: for an unknown name, num_samples < 1, or a dimension that the data set does not have.
     """
     if dataset not in DATASETS:
         raise ValueError(f"unknown dataset {dataset!r}: choose one of {', '.join(DATASETS)}")

@@ -105,15 +105,7 @@ class BaseScheduler(nn.Module):
 
 
 class DiffusionModule(nn.Module):
-    """A network and a noise schedule: training loss, sampling, checkpoints.
-
-    Args:
-        network: eps_theta, called as network(xt, t) -> predicted noise [B, ...]; None before `load`.
-        var_scheduler: the schedule; None before `load`.
-
-    Raises:
-        ValueError: for a `SimpleNet` of fewer timesteps than the schedule has.
-    """
+    """A noise-predicting network, called as network(xt, t), and a noise schedule; both may be None before `load`."""
 
     def __init__(self, network: nn.Module | None, var_scheduler: BaseScheduler | None):
         super().__init__()
@@ -121,8 +113,7 @@ class DiffusionModule(nn.Module):
             known, T = network.config["num_timesteps"], var_scheduler.num_train_timesteps
             if known < T:
                 raise ValueError(f"the network has {known} timesteps, the schedule has {T}")
-        self.network = network
-        self.var_scheduler = var_scheduler
+        self.network, self.var_scheduler = network, var_scheduler
 
     @property
     def device(self) -> torch.device:
@@ -130,7 +121,7 @@ class DiffusionModule(nn.Module):
         return self.var_scheduler.betas.device
 
     def q_sample(self, x0: torch.Tensor, t: int | torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """x_t, DDPM eq. 4; `noise` is drawn where it is None."""
+        """x_t, DDPM eq. 4; `noise` is drawn if None."""
         if noise is None:
             noise = torch.randn_like(x0)
         sqrt_alpha_bar_t = extract(self.var_scheduler.sqrt_alphas_cumprod, t, x0)
@@ -169,10 +160,7 @@ class DiffusionModule(nn.Module):
 
     @torch.no_grad()
     def p_sample_loop(self, shape: tuple[int, ...], return_traj: bool = False) -> torch.Tensor | list[torch.Tensor]:
-        """Samples of a shape such as (num_points, 2) in T steps, DDPM Algorithm 2.
-
-        With `return_traj`, the list of T + 1 such tensors from noise to samples.
-        """
+        """Samples of a shape such as (num_points, 2), DDPM Algorithm 2; with return_traj, the list x_T ... x_0."""
         xt = torch.randn(shape, device=self.device)
         traj = [xt]
         for t in tqdm(self.var_scheduler.timesteps.tolist(), desc="DDPM sampling", leave=False):
@@ -185,13 +173,7 @@ class DiffusionModule(nn.Module):
     def ddim_p_sample(
         self, xt: torch.Tensor, t: int | torch.Tensor, t_prev: int | torch.Tensor, eta: float = 0.0
     ) -> torch.Tensor:
-        """x_s for any s = t_prev < t (-1 for clean data), DDIM eq. 12 and 16.
-
-        Its noise is scaled by eta, from 0 (deterministic) to 1 (as in DDPM).
-
-        Raises:
-            ValueError: for eta outside [0, 1], or t_prev >= t.
-        """
+        """x_s for any s = t_prev < t (-1 for clean data), DDIM eq. 12 and 16; eta = 0: no noise, 1: as in DDPM."""
         t, t_prev = as_timesteps(t, xt.device), as_timesteps(t_prev, xt.device)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {eta}")
@@ -214,11 +196,7 @@ class DiffusionModule(nn.Module):
     def ddim_p_sample_loop(
         self, shape: tuple[int, ...], num_inference_timesteps: int = 50, eta: float = 0.0
     ) -> torch.Tensor:
-        """Sample in `num_inference_timesteps` (1 to T) DDIM steps, evenly spaced from T - 1 to the clean data.
-
-        Raises:
-            ValueError: for a number of steps outside 1..T, or eta outside [0, 1].
-        """
+        """Samples in `num_inference_timesteps` (1 to T) DDIM steps, evenly spaced from T - 1 to the clean data."""
         T = self.var_scheduler.num_train_timesteps
         if not 1 <= num_inference_timesteps <= T:
             raise ValueError(f"num_inference_timesteps must be in 1..{T}, got {num_inference_timesteps}")
@@ -233,7 +211,7 @@ class DiffusionModule(nn.Module):
 
         Raises:
             TypeError: for any other network or schedule, a subclass too: `load` could not rebuild it.
-            OSError: when the file cannot be written; an older one stays.
+            OSError: when it cannot be written; an older file stays.
         """
         for part, kind in ((self.network, SimpleNet), (self.var_scheduler, BaseScheduler)):
             if type(part) is not kind:

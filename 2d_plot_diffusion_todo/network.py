@@ -36,15 +36,9 @@ class TimeEmbedding(nn.Module):
 
     @staticmethod
     def timestep_embedding(t: torch.Tensor, dim: int, max_period: float = 10000) -> torch.Tensor:
-        """The position encoding of Vaswani et al. (2017, arXiv:1706.03762, Sec. 3.5): cosines, then sines.
+        """t [B] -> float32 [B, dim]: cosines, then sines (Vaswani et al., 2017, arXiv:1706.03762, Sec. 3.5).
 
-        Args:
-            t: timesteps [B].
-            dim: width of the embedding; an odd one ends in a 0.
-            max_period: frequencies fall geometrically from 1 to about 1 / max_period.
-
-        Returns:
-            float32 [B, dim].
+        Frequencies fall geometrically from 1 to about 1 / max_period; an odd dim ends in a 0.
         """
         half = dim // 2
         frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device) / half)

@@ -26,9 +26,10 @@ def trajectory_frames(chain: Iterator[torch.Tensor], num_steps: int, num_frames:
     """Run a reverse chain x_T ... x_0 of `num_steps` + 1 tensors [B, 3, H, W] and keep evenly spaced frames of it.
 
     Returns:
-        [num_frames, B, 3, H, W] on the CPU, noise first, images last; fewer frames if the chain is shorter.
+        [num_frames, B, 3, H, W] on the CPU; fewer frames if the chain is shorter. The last is x_0, the first of several
+        x_T.
     """
-    wanted = set(torch.linspace(0, num_steps, num_frames).round().long().tolist())
+    wanted = set(torch.linspace(num_steps, 0, num_frames).round().long().tolist())
     return torch.stack([x_t.cpu() for i, x_t in enumerate(chain) if i in wanted])
 
 
@@ -38,11 +39,7 @@ def trajectory_image(frames: torch.Tensor) -> Image.Image:
 
 
 def contact_sheet(folder: Path, count: int, per_row: int) -> Image.Image:
-    """The first `count` images of a folder, in the order of their numbers or names, in rows.
-
-    Raises:
-        UserError: when the folder holds no images, a broken one, or images of different sizes.
-    """
+    """The first `count` images of a folder, in the order of their numbers or names, in rows."""
     files = sorted(list_images(folder), key=lambda path: (len(path.stem), path.stem))[:count]
     if not files:
         raise UserError(f"{folder} holds no images" if folder.is_dir() else f"there is no folder {folder}")

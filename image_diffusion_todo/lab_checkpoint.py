@@ -37,12 +37,7 @@ def read_lab_checkpoint(
 ) -> dict | None:
     """The contents of a lab checkpoint in the form of `read_checkpoint`; None for any other file.
 
-    Args:
-        path: the file.
-        predictor: what the network predicts.
-        mode: the schedule of a bare state dict, which has 1000 steps; a whole checkpoint has its own.
-        beta_1: likewise.
-        beta_T: likewise.
+    mode, beta_1 and beta_T are the schedule of a bare state dict, which has 1000 steps; a whole checkpoint has its own.
 
     Raises:
         UserError: when predictor or schedule are unknown, or the weights would mean something else here.

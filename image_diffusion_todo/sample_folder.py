@@ -13,17 +13,11 @@ SETTINGS_KEY, CLASS_KEY = "Made by", "Class"  # names of the PNG texts
 
 
 class SampleFolder:
-    """The numbered images of a folder.
-
-    Args:
-        folder: created if necessary.
-        settings: everything that an image depends on besides its number.
-    """
+    """The numbered images of a folder, created if necessary, with all settings that they depend on."""
 
     def __init__(self, folder: Path, settings: dict):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self.settings = settings
+        self.folder, self.settings = folder, settings
 
     def missing(self, num_samples: int) -> list[int]:
         """Which of the images 0 .. num_samples - 1 are not there, or damaged.

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import unicodedata
-from collections import deque
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -72,19 +71,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--precision", choices=speed.PRECISIONS, default="auto", help=precision)
     add("--compile", choices=speed.AUTO_ON_OFF, default="auto", help="fuse operations; auto: on GPUs, when it pays")
     args = parser.parse_args(argv)
-    if not args.use_cfg and args.cfg_scale != parser.get_default("cfg_scale"):
-        parser.error("argument --cfg_scale: has no effect without --use_cfg")
-    if not args.use_cfg and args.classes:
-        parser.error("argument --classes: has no effect without --use_cfg")
+    for name in ("cfg_scale", "classes"):
+        if not args.use_cfg and getattr(args, name) != parser.get_default(name):
+            parser.error(f"argument --{name}: has no effect without --use_cfg")
     return args
 
 
 def load_model(args: argparse.Namespace) -> DiffusionModule:
-    """The model of a checkpoint, in eval mode.
-
-    Raises:
-        UserError, OSError: when there is none, or another one than the flags say.
-    """
+    """The model of a checkpoint, in eval mode; UserError when it is another one than the flags say."""
     path = args.ckpt_path / "last.ckpt" if args.ckpt_path.is_dir() else args.ckpt_path
     ddpm = DiffusionModule(None, None)
     try:
@@ -106,11 +100,7 @@ def load_model(args: argparse.Namespace) -> DiffusionModule:
 
 
 def class_labels(args: argparse.Namespace, ddpm: DiffusionModule) -> dict[str, int]:
-    """The names and labels of the classes to sample; classes without names have their numbers.
-
-    Raises:
-        UserError: for a class that the model does not know.
-    """
+    """The names and labels of the classes to sample; classes without names have their numbers."""
     names = ddpm.classes or [str(label + 1) for label in range(ddpm.network.num_classes)]
     labels = {name: label + 1 for label, name in enumerate(names)}
     chosen = [unicodedata.normalize("NFC", name) for name in args.classes or names]
@@ -120,11 +110,7 @@ def class_labels(args: argparse.Namespace, ddpm: DiffusionModule) -> dict[str, i
 
 
 def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
-    """Sample and save the missing images; `cleanup` gets what must be closed.
-
-    Raises:
-        UserError, OSError: for flags or files that do not fit.
-    """
+    """Sample and save the missing images; `cleanup` gets what must be closed."""
     processes = Distributed()
     device = processes.device(args.device, args.gpu)
     check_writable(args.save_dir)
@@ -175,7 +161,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
         speed.compile_network(ddpm.network)
 
     def run_chains(indices: list[int], class_label: torch.Tensor | None, keep_frames: bool) -> torch.Tensor:
-        """Frames [F, B, 3, H, W] of reverse chains, or the images alone, [1, B, 3, H, W]."""
+        """Frames [F, B, 3, H, W] of reverse chains; without keep_frames, the images alone."""
         chain = ddpm.reverse_process(
             len(indices),
             class_label,
@@ -187,9 +173,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
             randn_like=ImageNoise(args.seed, indices, ddpm.image_resolution, device),
             progress=processes.is_rank_zero,
         )
-        if keep_frames:
-            return trajectory_frames(chain, len(timesteps), GIF_FRAMES)
-        return torch.stack([*deque(chain, maxlen=1)])
+        return trajectory_frames(chain, len(timesteps), GIF_FRAMES if keep_frames else 1)
 
     for batch in tqdm(batches, desc="batches", **processes.tqdm_options):
         # A compiled network takes one batch size: fill up, and drop the surplus.
