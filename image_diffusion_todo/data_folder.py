@@ -63,14 +63,22 @@ def _describe(root: Path) -> str:
     found = f"holds {', '.join(names[:3])}{', ...' * (len(names) > 3)}" if names else "is empty"
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
+    return f"{root} {found}; wanted are train/ and val/ with a folder of images per class: {_remedy(root)}"
+
+
+def _remedy(root: Path) -> str:
     command = f"`python dataset.py --data_root {shlex.quote(str(root))}"
-    if inner := [name for name in names if len(present_splits(root / name)) == len(SPLITS)]:
-        remedy = f"choose {root / inner[0]}, which has them"
-    elif names:
-        remedy = f"{command} --val_share 0.1` takes a tenth of the images there for val/"
-    else:
-        remedy = f"{command}` downloads AFHQ, with --synthetic 500 it draws faces"
-    return f"{root} {found}; wanted are train/ and val/ with a folder of images per class: {remedy}"
+    if inner := _inner_root(root):
+        return f"choose {inner}, which has train/ and val/"
+    if visible_names(root):
+        return f"{command} --val_share 0.1` takes a tenth of the images there for val/"
+    return f"{command}` downloads AFHQ, with --synthetic 500 it draws faces"
+
+
+def _inner_root(root: Path) -> Path | None:
+    """A data root in `root`, or in a folder in it, as archives have them."""
+    folders = (path for pattern in ("*", "*/*") for path in sorted(root.glob(pattern)) if path.is_dir())
+    return next((path for path in folders if len(present_splits(path)) == len(SPLITS)), None)
 
 
 def is_synthetic(root: str | os.PathLike) -> bool:
@@ -111,7 +119,7 @@ def find_classes(folder: Path) -> dict[str, list[Path]]:
     if not any(classes.values()):
         classes = {"images": loose}
     elif loose:
-        note(f"{folder}: {len(loose)} images outside of the folders of the classes are ignored")
+        note(f"{folder}: {len(loose)} image{'s' * (len(loose) > 1)} outside of the folders of the classes ignored")
     if empty := [name for name, files in classes.items() if not files]:
         raise UserError(f"{folder if empty == ['images'] else folder / empty[0]} holds no images")
     return dict(sorted(classes.items(), key=lambda item: item[0].zfill(255) if item[0].isdecimal() else item[0]))
@@ -132,11 +140,13 @@ def split_off_val(root: Path, share: float) -> Path:
         PermissionError: when `root` is read-only.
         UserError: when there are too few images, or `root/split` exists.
     """
-    if split_dir(root, "val").is_dir():
-        raise UserError(f"{root} has val/ and no train/: put the training images into {root / 'train'}")
     source, target = split_dir(root, "train"), root / "split"
     if not source.is_dir():
         source = root
+    if split_dir(root, "val").is_dir():
+        raise UserError(f"{root} has val/ and no train/: put the training images into {root / 'train'}")
+    if inner := _inner_root(root):
+        raise UserError(f"{inner} has train/ and val/: choose it as --data_root")
     if target.exists():
         raise UserError(f"{target} is in the way: rename it")
     if len({file.parent == source for file in list_images(source)}) > 1:
@@ -216,7 +226,6 @@ def check_free(root: Path) -> None:
     check_writable(root.parent)
     found = sorted(path.name for path in root.iterdir()) if root.exists() else []
     if others := [name for name in found if name.lower() not in LITTER | {".cache"}]:
-        raise UserError(
-            f"{root} already holds other things ({', '.join(others[:3])}): move them or choose another folder; "
-            "where they are images to train on, --val_share 0.1 takes a tenth of them for val/"
-        )
+        remedy = "" if present_splits(root) else f"; {_remedy(root)}"
+        things = ", ".join(others[:3])
+        raise UserError(f"{root} already holds other things ({things}): move them or choose another folder{remedy}")

@@ -291,7 +291,8 @@ def main() -> None:
         train = AFHQDataset(root, "train")
         made, is_new = make_eval_images(root, args.image_resolution, args.eval_format, args.crop, args.skip_broken)
     synthetic = "synthetic " * is_synthetic(root)
-    print(f"{split_dir(root, 'train')}: {len(train)} {synthetic}images of {', '.join(train.classes)}")
+    classes = f"{train.num_classes} class{'es' * (train.num_classes > 1)}: {', '.join(train.classes)}"
+    print(f"{split_dir(root, 'train')}: {len(train)} {synthetic}images of {classes}")
     if max(Counter(train.labels).values()) > 3000:
         print("    of which train.py takes the first 3000 per class; --max_num_images_per_cat -1 takes all")
     size = f"{args.image_resolution}x{args.image_resolution}"

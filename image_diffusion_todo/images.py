@@ -77,7 +77,8 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
                 others[ending or "none"] += 1
     if others:
         counts = ", ".join(f"{ending} ({count})" for ending, count in others.most_common(9))
-        note(f"{folder}: {others.total()} files are ignored, since their suffixes are not those of images: {counts}")
+        number = f"{others.total()} file{'s' * (others.total() > 1)}"
+        note(f"{folder}: {number} ignored, since their suffixes are not those of images: {counts}")
     return sorted(found)
 
 

@@ -69,7 +69,7 @@ def test_images_in_folders_of_a_class_belong_to_it_and_litter_stops_nothing(pets
 def test_images_without_a_class_are_one_class_or_ignored_with_a_note(pets, capsys):
     write_image(pets / "val" / "a.png")
     assert list(list_classes(pets, "val")) == ["cat", "dog"]
-    assert "val: 1 images" in capsys.readouterr().err
+    assert "val: 1 image outside" in capsys.readouterr().err
     for name in ("cat", "dog"):
         shutil.rmtree(pets / "val" / name)
     (pets / "val" / "empty").mkdir()
@@ -113,7 +113,7 @@ def test_the_root_is_the_data_set_or_a_folder_in_it(tmp_path, inner):
     [
         (["a.png", ".hidden.png"], ["holds a.png;", "dataset.py --data_root", "--val_share"]),
         (["cat/a.png", "dog/a.png"], ["holds cat, dog;", "--val_share"]),
-        (["v2/train/cat/a.png", "v2/test/cat/a.png"], ["holds v2;", "choose", "with blank/v2"]),
+        (["around/v2/train/cat/a.png", "around/v2/test/cat/a.png"], ["holds around;", "with blank/around/v2"]),
         ([".hidden.png"], ["is empty", "--synthetic"]),
         ([], ["does not exist", "--synthetic"]),
     ],
@@ -190,6 +190,7 @@ def test_images_are_copied_where_there_are_no_links_and_half_a_split_is_none(tmp
         (["a.png", "b.png", "split/mine.png"], "split"),
         (["a.png", "cat/a.png", "cat/b.png"], "folder of its class"),
         (["val/cat/a.png", "val/cat/b.png"], "no train/"),
+        (["around/v2/train/cat/a.png", "around/v2/test/cat/a.png"], "around/v2"),
         (["cat.txt/a.png", "empty.png/.a.png"], "empty.png holds no images"),
         ([".a.png"], "holds no images"),
     ],
