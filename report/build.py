@@ -7,42 +7,39 @@ Needs the Typst package (requirements-dev.txt), which brings its own fonts: the 
 everywhere. Listings are cut from the source files, by the name of the function.
 """
 
-import argparse
 import ast
 import hashlib
 import json
 import re
-import sys
 import textwrap
 from pathlib import Path
 
-REPORT = Path(__file__).resolve().parent
-ROOT = REPORT.parent
-sys.path.insert(0, str(ROOT / "image_diffusion_todo"))
-
-from atomic import atomic_write
-from cli import ArgumentParser, UserError, exit_on_user_error, writable_file
+import common
+from cli import ArgumentParser, UserError, exit_on_user_error, writable_file, writable_folder
+from common import REPORT, ROOT
 
 FINGERPRINT = re.compile(rb"sources ([0-9a-f]{64})")
 
 
-def definitions(source: str) -> dict[str, str]:
-    """The functions and classes of a Python source by dotted name, without docstrings and indentation."""
-    lines = source.splitlines()
-    found = {}
+def definitions(path: Path) -> dict[str, str]:
+    """The functions and classes of a Python file by dotted name, without docstrings and indentation."""
+    source = path.read_text(encoding="utf-8")
+    lines, found = source.split("\n"), {}
 
     def visit(nodes: list[ast.stmt], prefix: str) -> None:
         for node in nodes:
-            if not isinstance(node, ast.FunctionDef | ast.ClassDef):
-                continue
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            docstring = node.body[0] if ast.get_docstring(node) is not None else None
-            skipped = range(docstring.lineno, docstring.end_lineno + 1) if docstring else ()
-            kept = [lines[i - 1] for i in range(first, node.end_lineno + 1) if i not in skipped]
-            found[prefix + node.name] = textwrap.dedent("\n".join(kept)).strip()
-            visit(node.body, f"{prefix}{node.name}.")
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                kept = lines[first - 1 : node.end_lineno]
+                if ast.get_docstring(node) is not None:
+                    del kept[node.body[0].lineno - first : node.body[0].end_lineno - first + 1]
+                found[prefix + node.name] = textwrap.dedent("\n".join(kept)).strip()
+                visit(node.body, f"{prefix}{node.name}.")
 
-    visit(ast.parse(source).body, "")
+    try:
+        visit(ast.parse(source).body, "")
+    except SyntaxError as error:
+        raise UserError(f"{path} is no Python: {error}") from None
     return found
 
 
@@ -52,20 +49,16 @@ def listings(text: str) -> dict[str, dict[str, str]]:
     Raises:
         UserError: when not exactly one file of the folder defines it, or a file does not parse.
     """
-    found: dict[str, list[dict[str, str]]] = {}
     names = re.findall(r'#listing\("([^"]+)", "([^"]+)"\)', text)
-    for path in sorted(path for folder in {folder for folder, _ in names} for path in (ROOT / folder).glob("*.py")):
-        folder, file = path.parent.name, path.relative_to(ROOT).as_posix()
-        try:
-            for name, code in definitions(path.read_text(encoding="utf-8")).items():
-                found.setdefault(f"{folder}:{name}", []).append({"file": file, "code": code})
-        except SyntaxError as error:
-            raise UserError(f"{file} is no Python: {error}") from None
+    files = {folder: sorted((ROOT / folder).glob("*.py")) for folder in sorted({folder for folder, _ in names})}
+    code = {folder: {path.name: definitions(path) for path in paths} for folder, paths in files.items()}
+    found = {}
     for folder, name in names:
-        files = [each["file"] for each in found.get(f"{folder}:{name}", [])]
-        if len(files) != 1:
-            raise UserError(f"report.typ lists {name} of {folder}, which is in {' and '.join(files) or 'no file'}")
-    return {f"{folder}:{name}": found[f"{folder}:{name}"][0] for folder, name in names}
+        places = [file for file, functions in code[folder].items() if name in functions]
+        if len(places) != 1:
+            raise UserError(f"report.typ lists {name} of {folder}, which is in {' and '.join(places) or 'no file'}")
+        found[f"{folder}:{name}"] = {"file": f"{folder}/{places[0]}", "code": code[folder][places[0]][name]}
+    return found
 
 
 def used_files(text: str) -> list[Path]:
@@ -116,21 +109,18 @@ def build(author: str = "", query: str | None = None, **settings: object) -> byt
 
 def main() -> None:
     """The program."""
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--author", default="", metavar="TEXT", help="who hands it in, shown below the title")
     add("--out", type=writable_file, default=REPORT / "report.pdf", metavar="FILE", help="(default: report/report.pdf)")
-    add("--pages", type=Path, metavar="DIR", help="also write each page as a picture")
+    add("--pages", type=writable_folder, metavar="DIR", help="also write each page as a picture")
     args = parser.parse_args()
     with exit_on_user_error():
-        pdf = build(args.author, format="pdf")
-        with atomic_write(args.out) as file:
-            file.write(pdf)
+        common.write(args.out, build(args.author, format="pdf"))
         print(args.out)
         if args.pages:
-            args.pages.mkdir(parents=True, exist_ok=True)
             for number, picture in enumerate(build(args.author, format="png", ppi=110), start=1):
-                (args.pages / f"{number:02d}.png").write_bytes(picture)
+                common.write(args.pages / f"{number:02d}.png", picture)
 
 
 if __name__ == "__main__":

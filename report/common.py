@@ -1,4 +1,8 @@
-"""What the programs of report/ share: Task 2's modules on the path, its programs, tables, and the look of figures."""
+"""What the programs of report/ share: Task 2's modules on the path, its programs, tables, and the look of figures.
+
+Programs of Task 1 import it before their own modules. Of the names that both tasks have it imports `cli` alone, which
+suits both.
+"""
 
 import asyncio
 import csv
@@ -10,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["MPLBACKEND"] = "Agg"  # a notebook exports its own backend, which may not be installed here
 
@@ -20,15 +24,20 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = ROOT / "image_diffusion_todo"
+REPORT = Path(__file__).resolve().parent
+ROOT = REPORT.parent
+ROLL, PROGRAMS = ROOT / "2d_plot_diffusion_todo", ROOT / "image_diffusion_todo"  # Task 1 and Task 2
 sys.path.insert(0, str(PROGRAMS))
 
 from atomic import atomic_write
-from cli import UserError
-from model import DiffusionModule
+from cli import UserError, writable_folder
+
+if TYPE_CHECKING:
+    from model import DiffusionModule
 
 FORMS = {"direct": "none", "preconditioned": "min-snr"}  # the two parametrizations compared, each with its loss weight
+# The settings of --out.
+OUT = dict(type=writable_folder, default=REPORT, metavar="DIR", help="gets figures/ and tables/ (default: report)")
 
 WIDTH = 6.3  # inches: the 16 cm of text on a page
 DPI = 175
@@ -79,20 +88,22 @@ async def measure(gt_dir: Path, gen_dir: Path, *flags: object) -> dict[str, Any]
     return json.loads(result.read_text())
 
 
-def load_model(path: Path, weights: str = "ema") -> DiffusionModule:
+def load_model(path: Path, weights: str = "ema") -> "DiffusionModule":
     """The model of a checkpoint, in eval mode on the CPU."""
+    from model import DiffusionModule
+
     ddpm = DiffusionModule(None, None).eval()
     ddpm.load(path, weights)
     return ddpm
 
 
-def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file; none if there is no file.
+def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of a CSV file. With `columns`, of a table to be extended: it must have these, or not exist yet.
 
     Raises:
-        UserError: if its columns are not these.
+        UserError: if it is no such table.
     """
-    if not path.exists():
+    if columns and not path.exists():
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -100,8 +111,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             rows, names = list(table), table.fieldnames
     except (UnicodeDecodeError, csv.Error):
         names = None
-    if names != list(columns):
-        raise UserError(f"{path} is not a table with the columns {', '.join(columns)}")
+    if not names or (columns and names != list(columns)):
+        raise UserError(f"{path} is not a table" + f" with the columns {', '.join(columns)}" * bool(columns))
     return rows
 
 

@@ -6,19 +6,17 @@ Each command is printed before it runs. Results go to `2d_plot_diffusion_todo/re
 `image_diffusion_todo/results/demo/`, in place of those of the last demo; the pictures are listed at the end.
 """
 
-import argparse
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-ROLL, FACES = ROOT / "2d_plot_diffusion_todo", ROOT / "image_diffusion_todo"
-sys.path.insert(0, str(FACES))
+import common
+from cli import ArgumentParser, exit_on_user_error
+from common import ROLL, ROOT
 
-from cli import ArgumentParser
-
+FACES = common.PROGRAMS
 DEMO = FACES / "results" / "demo"
 DATA = "data/demo"
 
@@ -40,14 +38,14 @@ def run(folder: Path, command: str, may_fail: bool = False) -> bool:
 
 
 def demo_runs() -> list[Path]:
-    """The folders of training runs on the demo's data."""
-    configs = FACES.glob("results/*/*/*/config.json")
-    return [path.parent for path in configs if json.loads(path.read_text(encoding="utf-8")).get("data_root") == DATA]
+    """The folders of the demo's training runs; others may use its data for longer ones."""
+    configs = {path.parent: json.loads(path.read_text()) for path in FACES.glob("results/*/*/*/config.json")}
+    ours = {"data_root": DATA, "train_num_steps": NUM_STEPS}.items()
+    return [folder for folder, config in configs.items() if ours <= config.items()]
 
 
-def main() -> None:
-    """The demo."""
-    ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+def demo() -> None:
+    """All commands of the demo."""
     run(ROLL, "ddpm_tutorial.py")
 
     for folder in (DEMO, *demo_runs()):
@@ -72,6 +70,13 @@ def main() -> None:
     print("\nPictures (cats64.png is by the model that comes with the project; all other faces are synthetic):")
     for path in [*sorted((ROLL / "results").glob("swiss_roll_*.[pg]*")), *sorted(DEMO.glob("*.png"))]:
         print(f"  {path.relative_to(ROOT)}")
+
+
+def main() -> None:
+    """The program."""
+    ArgumentParser(description=__doc__).parse_args()
+    with exit_on_user_error():
+        demo()
 
 
 if __name__ == "__main__":

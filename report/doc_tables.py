@@ -5,20 +5,17 @@
 A table stands between `<!-- table NAME -->` and `<!-- end -->`, where NAME is a function of this file.
 """
 
-import csv
 import json
 import re
-import sys
 from itertools import groupby
-from pathlib import Path
 from statistics import mean, mode
 
-REPORT = Path(__file__).resolve().parent
-sys.path.insert(0, str(REPORT))
-
 import build
+from cli import ArgumentParser, UserError, exit_on_user_error
+from common import REPORT, ROOT, read_table, write
+from scheduler import MODES, PREDICTORS
 
-DOCUMENTS = [REPORT.parent / name for name in ("README.md", "report/README.md", "benchmarks/README.md")]
+DOCUMENTS = [ROOT / name for name in ("README.md", "report/README.md", "benchmarks/README.md")]
 # The figures and tables of report.typ that each program makes.
 MADE_BY = {
     "../2d_plot_diffusion_todo/ddpm_tutorial.py": "q-sample roll",
@@ -30,14 +27,12 @@ MADE_BY = {
     "explain_predictors.py": "why errors",
     "sampling_steps.py": "steps",
 }
-MODES, PREDICTORS = ("linear", "quad", "cosine"), ("noise", "x0", "mean")
 Rows = list[list[str]]
 
 
 def read(name: str) -> list[dict[str, str]]:
     """The rows of report/tables/NAME.csv."""
-    with (REPORT / f"tables/{name}.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return read_table(REPORT / f"tables/{name}.csv")
 
 
 def load(name: str) -> dict | list:
@@ -141,7 +136,7 @@ def pages() -> Rows:
     """What each program contributes to the report, and where."""
     places = {place["label"]: place for place in json.loads(build.build(query="<places>"))}
     if unknown := places.keys() - set(" ".join(MADE_BY.values()).split()):
-        raise build.UserError(f"MADE_BY names no program for {', '.join(unknown)} of report.typ")
+        raise UserError(f"MADE_BY names no program for {', '.join(unknown)} of report.typ")
     rows = [["program", "in the report"]]
     for program, labels in MADE_BY.items():
         found = [f"{places[label]['name']} (page {places[label]['page']})" for label in labels.split()]
@@ -212,7 +207,13 @@ def filled(text: str) -> str:
     return re.sub(r"(<!-- table (\w+) -->)\n.*?(<!-- end -->)", table, text, flags=re.DOTALL)
 
 
-if __name__ == "__main__":
-    with build.exit_on_user_error():
+def main() -> None:
+    """The program."""
+    ArgumentParser(description=__doc__).parse_args()
+    with exit_on_user_error():
         for path in DOCUMENTS:
-            path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+            write(path, filled(path.read_text(encoding="utf-8")).encode())
+
+
+if __name__ == "__main__":
+    main()

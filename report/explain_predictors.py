@@ -18,10 +18,12 @@ With checkpoints, it also plots the errors of the implied x_0 and of the implied
 predictors: root mean squares over validation images, at 40 timesteps. They go to tables/predictor_errors.csv as well.
 """
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import common
 from cli import ArgumentParser, UserError, exit_on_user_error, int_range
@@ -103,27 +105,18 @@ def draw_schedules(T: int) -> plt.Figure:
 
 
 @torch.no_grad()
-def errors_of(ddpm: DiffusionModule, images: torch.Tensor, timesteps: list[int]) -> list[tuple[int, float, float]]:
-    """Root mean square errors of the implied x_0 and noise, without class labels.
+def errors_of(ddpm: DiffusionModule, images: torch.Tensor, timesteps: Iterable[int]) -> Iterator[tuple]:
+    """(t, error of the implied x_0, error of the implied noise) at some timesteps: root mean squares, without labels.
 
-    Args:
-        ddpm: the model.
-        images: clean images [N, 3, H, W] in [-1, 1].
-        timesteps: where to measure.
-
-    Returns:
-        (t, error of x_0, error of the noise) for each timestep.
+    The clean images [N, 3, H, W] are in [-1, 1].
     """
-    results = []
     generator = torch.Generator().manual_seed(0)  # the same noise for every model
     for t in tqdm(timesteps, desc="errors", unit="timestep", leave=False):
         eps = torch.randn(images.shape, generator=generator)
         x_t, _ = ddpm.var_scheduler.add_noise(images, t, eps)
         output = torch.cat([ddpm.predict(part, t) for part in x_t.split(64)])
-        implied = to_x0_and_eps(output, x_t, t, ddpm.predictor, ddpm.var_scheduler)
-        rms = [(a - b).square().mean().sqrt().item() for a, b in zip(implied, (images, eps), strict=True)]
-        results.append((t, *rms))
-    return results
+        x_0_and_eps = to_x0_and_eps(output, x_t, t, ddpm.predictor, ddpm.var_scheduler)
+        yield t, *(F.mse_loss(*pair).sqrt().item() for pair in zip(x_0_and_eps, (images, eps), strict=True))
 
 
 def draw_errors(rows: list[dict[str, object]]) -> plt.Figure:
@@ -150,8 +143,7 @@ def main() -> None:
     add("--ckpt_path", type=Path, nargs="+", default=[], metavar="FILE", help="trained models to measure")
     add("--data_root", type=Path, default=common.PROGRAMS / "data/afhq", metavar="DIR", help="their data")
     add("--images", type=int_range(1), default=128, metavar="N", help="validation images of a class")
-    what = "gets figures/ and tables/ (default: report)"
-    add("--out", type=Path, default=common.ROOT / "report", metavar="DIR", help=what)
+    add("--out", **common.OUT)
     args = parser.parse_args()
     with exit_on_user_error():
         if args.ckpt_path:
@@ -167,8 +159,8 @@ def main() -> None:
             size = ddpm.image_resolution
             data = AFHQDataModule(args.data_root, max_num_images_per_cat=args.images, image_resolution=size)
             images = torch.stack([image for image, _ in data.val_ds])
-            timesteps = sorted({round(t) for t in np.linspace(0, ddpm.var_scheduler.num_train_timesteps - 1, 40)})
-            for t, *errors in errors_of(ddpm, images, timesteps):
+            timesteps = np.unique(np.linspace(0, ddpm.var_scheduler.num_train_timesteps - 1, 40).round().astype(int))
+            for t, *errors in errors_of(ddpm, images, timesteps.tolist()):
                 rows.append(dict(zip(COLUMNS, (name, t, *(f"{error:.5g}" for error in errors)), strict=True)))
         if rows:
             common.write(args.out / "figures/predictor_errors.png", draw_errors(rows))

@@ -18,7 +18,7 @@ from PIL import Image
 
 import common
 from cli import ArgumentParser, exit_on_user_error, int_range, select_device
-from data_folder import check_has_data, resolve_root
+from data_folder import check_has_data, resolve_root, split_dir
 from fid.image_sets import find_images
 from fid.inception import WIDTHS, PytorchFidInception
 from image_grid import image_grid
@@ -69,8 +69,7 @@ def main() -> None:
     add = parser.add_argument
     add("--samples", type=Path, required=True, metavar="DIR", help="images of one size, from sampling.py")
     add("--data_root", type=Path, required=True, metavar="DIR", help="the data that the model was trained on")
-    what = "gets figures/ and tables/ (default: report)"
-    add("--out", type=Path, default=common.ROOT / "report", metavar="DIR", help=what)
+    add("--out", **common.OUT)
     add("--show", type=int_range(1), default=8, metavar="N", help="samples in the figure")
     add("--dims", type=int, choices=WIDTHS, default=768, help="Inception features")
     add("--device", type=select_device, default="auto", metavar="NAME", help="auto, cpu, cuda, mps")
@@ -81,7 +80,8 @@ def main() -> None:
         network = PytorchFidInception(args.dims, args.device)
         with Image.open(find_images(args.samples).files[0]) as image:
             size = image.width
-        images = [read_images(path, size) for path in (args.samples, root / "train", root / "val")]
+        folders = args.samples, split_dir(root, "train"), split_dir(root, "val")
+        images = [read_images(folder, size) for folder in folders]
         features = [features_of(some, network) for some in images]
         table, found = [], {}
         for name, find, values in [("pixels", nearest_or_mirrored, images), ("features", nearest, features)]:

@@ -1,8 +1,8 @@
 """Training runs for the figures: reading them, choosing between them, and finding the one behind the best FID."""
 
-import csv
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -52,14 +52,10 @@ def read_run(folder: Path) -> Run:
     """The run in a folder.
 
     Raises:
-        OSError, ValueError, KeyError: if it is incomplete or damaged.
+        OSError, ValueError, KeyError, TypeError: if it is incomplete or damaged.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "drawn_faces" in config:  # its name in older runs
-        config["synthetic_faces"] = config.pop("drawn_faces")
-    config = OLD_CONFIG | config
-    with (folder / "stats.csv").open(newline="", encoding="utf-8") as file:
-        losses = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+    config = OLD_CONFIG | json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    losses = [(int(row["step"]), float(row["loss"])) for row in common.read_table(folder / "stats.csv")]
     if not losses:
         raise UserError("no losses in stats.csv yet")
     checkpoint = read_checkpoint(folder / "last.ckpt")
@@ -82,16 +78,21 @@ def read_run(folder: Path) -> Run:
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:
     """All runs anywhere below some folders; those that cannot be read are named on stdout."""
-    found = {}
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"argument --runs: {folder} is not a folder")
-        found |= {path.parent.resolve(): path.parent for path in folder.rglob("config.json")}
+    found, visited = {}, set()
+    for place in folders:
+        if not place.is_dir():
+            raise UserError(f"argument --runs: {place} is not a folder")
+        for folder, inside, files in os.walk(place, followlinks=True):
+            if (resolved := Path(folder).resolve()) in visited:
+                inside.clear()  # seen, or a link leads in a circle
+            elif "config.json" in files:
+                found[resolved] = Path(folder)
+            visited.add(resolved)
     runs = []
     for folder in tqdm(sorted(found.values()), desc="reading runs", unit="run", leave=False):
         try:
             runs.append(read_run(folder))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             tqdm.write(one_line(f"left out: {folder}: {reason}"))
     return runs
@@ -102,7 +103,7 @@ def choose_runs(runs: Iterable[Run]) -> dict[Key, Run]:
 
     def rank(run: Run) -> tuple:
         # Folders are named MM-DD-HHMMSS, with -2, -3, ... where that was taken.
-        return run.step, [int(number) for number in re.findall(r"\d+", run.folder.name)], str(run.folder)
+        return run.step, [int(number) for number in re.findall(r"\d+", run.folder.resolve().name)], str(run.folder)
 
     chosen = {}
     for run in sorted(runs, key=rank):

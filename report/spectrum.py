@@ -12,7 +12,8 @@ import numpy as np
 
 import common
 from cli import ArgumentParser, UserError, exit_on_user_error, writable_file
-from images import list_images, read_image
+from fid.image_sets import find_images
+from images import read_image
 
 
 def log_spectrum(images: np.ndarray) -> np.ndarray:
@@ -26,7 +27,7 @@ def log_spectrum(images: np.ndarray) -> np.ndarray:
 
 def read_grey(folder: Path) -> np.ndarray:
     """All images below a folder, grey [N, H, H]; UserError if they are not square and of one size."""
-    images = [np.asarray(read_image(path).convert("L")) for path in list_images(folder)]
+    images = [np.asarray(read_image(path).convert("L")) for path in find_images(folder).files]
     if {image.shape for image in images} != {(len(images[0]),) * 2}:
         raise UserError(f"{folder}: its images are not square, or not of one size")
     return np.stack(images)

@@ -4,11 +4,10 @@
     python report/submission.py --check 412551014_lab1.zip
 
 All files must be source: weights, data and pictures are refused under any name. Left out are data/, results/, samples/,
-caches, hidden files and the weights that come with the lab's skeleton. The programs of a new zip are run once, in a
-temporary folder, before it replaces an older one. --check lists every fault of a zip made by hand.
+venv/, caches, hidden files and the weights that come with the lab's skeleton. The programs of a new zip are run once,
+in a temporary folder, before it replaces an older one. --check lists every fault of a zip made by hand.
 """
 
-import argparse
 import io
 import os
 import re
@@ -17,15 +16,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "image_diffusion_todo"))
-
-from atomic import atomic_write
+import common
 from cli import ArgumentParser, UserError, exit_on_user_error, one_line, writable_folder
+from images import is_litter
 
 REPORT, ROLL, FACES = "report.pdf", "2d_plot_diffusion_todo", "image_diffusion_todo"
 FILES = {
@@ -33,9 +31,8 @@ FILES = {
     FACES: "dataset.py scheduler.py model.py module.py network.py train.py sampling.py fid/measure_fid.py",
 }
 REQUIRED = [REPORT, *(f"{folder}/{file}" for folder, files in FILES.items() for file in files.split())]
-GENERATED = ("data", "results", "samples")  # at the top of a task folder
+GENERATED = ("data", "results", "samples", "venv", "env")  # at the top of a task folder
 OF_THE_LAB = ("fid/afhq_inception_v3.ckpt", "tests/expected_outputs.pt")  # in a task folder
-LITTER = ("__pycache__", "__macosx", "thumbs.db", "desktop.ini")  # anywhere
 SUFFIXES = (".py", ".md", ".txt", ".ipynb", ".json", ".toml", ".yaml", ".yml", ".cfg", ".sh")
 NAMES = ("LICENSE", "Makefile")  # without a suffix
 MAX_SOURCE, MAX_REPORT, MAX_FILES = 2**20, 50 * 2**20, 300
@@ -63,24 +60,22 @@ class Member(NamedTuple):
     read: Callable[[], bytes]
 
 
-def folder_members(folder: Path, name: str) -> Iterator[Member]:
+def folder_members(folder: Path) -> Iterator[Member]:
     """What is in a task folder, without what is left out."""
-    for path in sorted(folder.iterdir()):
-        inside, status = f"{name}/{path.name}", path.lstat()
-        kind = {stat.S_IFREG: "file", stat.S_IFDIR: "folder"}.get(stat.S_IFMT(status.st_mode), "other")
-        if not left_out(inside, kind):
-            yield Member(inside, kind, status.st_size, path.read_bytes)
-            if kind == "folder":
-                yield from folder_members(path, inside)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder.parent).as_posix()
+        if not left_out(name):
+            status = path.lstat()
+            kind = {stat.S_IFREG: "file", stat.S_IFDIR: "folder"}.get(stat.S_IFMT(status.st_mode), "other")
+            yield Member(name, kind, status.st_size, path.read_bytes)
 
 
 def zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
     """What is in a zip. Nothing is unpacked, and a member is read only up to the size that it claims."""
 
     def read(info: zipfile.ZipInfo) -> bytes:
-        # The other methods may unpack more than they are asked for.
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UserError("is compressed in a way that not all programs can read")
         try:
             with archive.open(info) as file:
                 return file.read(info.file_size)
@@ -88,20 +83,21 @@ def zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
             raise UserError(f"cannot be read: {error}") from None
 
     for info in archive.infolist():
-        kind = "file" if stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG) else "other"
-        kind = "folder" if info.is_dir() and not info.file_size else kind
-        name = info.orig_filename.removesuffix("/")  # also what stands after a zero byte
-        yield Member(name, kind, info.file_size, lambda info=info: read(info))
+        is_file = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
+        kind = "folder" if info.is_dir() else "file" if is_file else "other"
+        yield Member(info.filename.removesuffix("/"), kind, info.file_size, lambda info=info: read(info))
 
 
-def left_out(name: str, kind: str) -> str | None:
+def left_out(name: str) -> str | None:
     """The part of a path that a program, an editor, a system or the lab made; None if there is none."""
     parts = name.split("/")
     if "/".join(parts[1:]) in OF_THE_LAB:
         return name
     for i, part in enumerate(parts):
-        generated = i == 1 and part.lower() in GENERATED and (kind != "file" or len(parts) > 2)  # or a link to a folder
-        if generated or part.startswith(".") or part.endswith("~") or part.lower() in LITTER:
+        if part in (".", ".."):
+            break
+        generated = part.lower() in (GENERATED if i == 1 else ()) or part == "__pycache__"
+        if generated or is_litter(part) or part.endswith("~"):
             return "/".join(parts[: i + 1])
     return None
 
@@ -109,14 +105,18 @@ def left_out(name: str, kind: str) -> str | None:
 def check(members: list[Member]) -> tuple[dict[str, bytes], dict[str, str]]:
     """The contents of the files, and what is wrong with the others, both by name."""
     if len(members) > MAX_FILES:
-        return {}, {"the zip": f"holds {len(members)} files and folders, more than {MAX_FILES}"}
+        ((place, _),) = Counter("/".join(member.name.split("/")[:2]) for member in members).most_common(1)
+        return {}, {place: f"is where most of {len(members)} files and folders are, more than {MAX_FILES} in all"}
+    if around := {name.split("/")[0] for name, *_ in members if name.partition("/")[2] in REQUIRED[1:]}:
+        return {}, {name: "is a folder around what is handed in: make the zip from its contents" for name in around}
     contents, faults = {}, {}
     for member in members:
         try:
-            check_place(member)
-            if part := left_out(member.name, member.kind):
+            if part := left_out(member.name):
                 faults[part] = "is not handed in: take it out"
-            elif member.kind != "folder":
+                continue
+            check_place(member)
+            if member.kind != "folder":
                 contents[member.name] = read_source(member)
         except UserError as error:
             faults[member.name] = str(error)
@@ -180,74 +180,68 @@ def run_programs(content: bytes, root: Path) -> None:
     Raises:
         UserError: when one fails, with the last line of its output.
     """
-    libraries = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    libraries = [path for path in libraries if not Path(path).resolve().is_relative_to(root.resolve())]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(libraries), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    modules = [Path(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    modules = [str(path) for path in modules if not path.resolve().is_relative_to(root.resolve())]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(modules), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    settings = dict(env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=SMOKE_SECONDS)
     with tempfile.TemporaryDirectory(prefix="lab1-") as temporary:
         place = Path(temporary) / "handed in"  # graders have blanks in their paths
         zipfile.ZipFile(io.BytesIO(content)).extractall(place)
         for i, (name, command, result) in enumerate(SMOKE, start=1):
             print(f"{i}/{len(SMOKE)}: {name}$ python {command}", flush=True)
             folder, (program, *arguments) = place / name, command.split()
-            arguments = [str(next(folder.glob(each), each)) if "*" in each else each for each in arguments]
+            arguments = [next(folder.glob(each), each) if "*" in each else each for each in arguments]
+            what = f"{name}/{program}, run from the zip,"
             try:
-                run = subprocess.run(
-                    [sys.executable, program, *arguments],
-                    cwd=folder,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    timeout=SMOKE_SECONDS,
-                )
+                run = subprocess.run([sys.executable, program, *arguments], cwd=folder, **settings)
             except subprocess.TimeoutExpired:
-                raise UserError(f"{name}/{program} did not end within {SMOKE_SECONDS} s, run from the zip") from None
+                raise UserError(f"{what} did not end within {SMOKE_SECONDS} s") from None
             if run.returncode:
                 lines = run.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {run.returncode}"]
-                raise UserError(f"{name}/{program} fails, run from the zip: {lines[-1].strip()}")
+                raise UserError(f"{what} fails: {lines[-1].strip()}")
             if not any(folder.glob(result)):
-                raise UserError(f"{name}/{program} did not make {result}, run from the zip")
+                raise UserError(f"{what} did not make {result}")
 
 
 def main() -> None:
     """The program."""
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--id", metavar="ID", help="make ID_lab1.zip")
     what.add_argument("--check", type=Path, metavar="FILE", help="list every fault of a zip instead of making one")
     add = parser.add_argument
     add("--out_dir", type=writable_folder, metavar="DIR", help="gets the zip (default: the project)")
     add("--report", type=Path, metavar="FILE", help="the report (default: report/report.pdf of the project)")
-    add("--root", type=Path, default=ROOT, metavar="DIR", help="the project (default: that of this program)")
+    add("--root", type=Path, default=common.ROOT, metavar="DIR", help="the project (default: that of this program)")
     add("--smoke", choices=("on", "off"), help="run the zip's programs once (default: on, with --check off)")
     args = parser.parse_args()
     smoke = args.smoke == "on" if args.smoke else not args.check
-    target = args.check or (args.out_dir or args.root) / f"{args.id}_lab1.zip"
+    name = args.check.name if args.check else f"{args.id}_lab1.zip"
+    target = args.check or (args.out_dir or args.root) / name
     with exit_on_user_error():
-        if not re.fullmatch(r"[A-Za-z0-9]{1,32}_lab1\.zip", target.name if args.check else f"{args.id}_lab1.zip"):
+        if not re.fullmatch(r"[A-Za-z0-9]{1,32}_lab1\.zip", name):
             raise UserError(f"{target}: must be called ID_lab1.zip, the ID in letters and digits")
         if args.check:
             content = io.BytesIO(target.read_bytes())
             try:
-                archive = zipfile.ZipFile(content)
+                members = [*zip_members(zipfile.ZipFile(content))]
             except Exception:  # foreign bytes make it raise many kinds
                 raise UserError(f"{target} is no zip file, or a truncated one") from None
-            contents, faults = check([*zip_members(archive)])
         else:
-            members = [member for name in FILES for member in folder_members(args.root / name, name)]
+            members = [member for folder in FILES for member in folder_members(args.root / folder)]
             report = args.report or args.root / "report" / REPORT
             if report.exists():
                 members.append(Member(REPORT, "file", report.stat().st_size, report.read_bytes))
-            contents, faults = check(members)
-        for name, fault in faults.items():
-            print(f"{parser.prog}: error: {one_line(f'{name} {fault}')}", file=sys.stderr)
+        contents, faults = check(members)
+        for place, fault in faults.items():
+            print(f"{parser.prog}: error: {one_line(f'{place} {fault}')}", file=sys.stderr)
         if faults:
             sys.exit(2)
         if smoke:
             run_programs(zipped(contents), args.root)
         if not args.check:
-            with atomic_write(target) as file:
-                file.write(zipped(contents))
-    print(f"{target}: {len(contents)} files, no fault found, {'its programs run' if smoke else 'no program was run'}")
+            common.write(target, zipped(contents))
+        print(f"{target}: {len(contents)} files, no fault found, {'its programs' if smoke else 'no program was'} run")
 
 
 if __name__ == "__main__":

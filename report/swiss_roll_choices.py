@@ -8,19 +8,18 @@ code without a single choice, and rejected ideas. Every run has the lab's hyper-
 samples to the first 2048 target points. Runs already in the table are skipped: delete it after changing the code.
 """
 
-import csv
+import signal
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import mean
 from unittest.mock import patch
 
-REPORT = Path(__file__).parent
-TABLE = REPORT / "tables" / "swiss_roll_choices.csv"
-sys.path.insert(0, str(REPORT.parent / "2d_plot_diffusion_todo"))
+import common
+
+sys.path.insert(0, str(common.ROLL))
 
 import numpy as np
 import torch
@@ -35,6 +34,8 @@ from ddpm import BaseScheduler, DiffusionModule
 from network import SimpleNet, TimeLinear
 from training import train
 
+TABLE = common.REPORT / "tables/swiss_roll_choices.csv"
+COLUMNS = ("variant", "seed", "chamfer", "training_seconds")
 # The choices of the code, in the order of the rows that add them.
 CHOICES = {
     "time": "`TimeLinear` in every layer",
@@ -81,7 +82,7 @@ class OtherTimesteps(DiffusionModule):
         return (T * u**self.power).long().clamp(max=T - 1)
 
 
-def run(variant: str, seed: int) -> dict:
+def run(variant: str, seed: int) -> dict[str, str]:
     """Train and evaluate one variant on one core: a row of the table."""
     torch.set_num_threads(1)
     np.random.seed(seed)
@@ -117,41 +118,31 @@ def run(variant: str, seed: int) -> dict:
 
     samples = ddpm.ddim_p_sample_loop((8192, 2)) if "+ddim" in changes else ddpm.p_sample_loop((8192, 2))
     distance = mean(chamfer_distance(part, data[:2048]) for part in samples.chunk(4))
-    return {"variant": variant, "seed": seed, "chamfer": f"{distance:.4f}", "training_seconds": f"{seconds:.1f}"}
-
-
-def read_table() -> list[dict]:
-    """The rows measured so far."""
-    if not TABLE.exists():
-        return []
-    with TABLE.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_table(rows: list[dict]) -> None:
-    """Write the rows in the order of the variants."""
-    rows = sorted(rows, key=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"])))
-    with TABLE.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    return dict(zip(COLUMNS, (variant, str(seed), f"{distance:.4f}", f"{seconds:.1f}"), strict=True))
 
 
 def main() -> None:
+    """The program."""
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--seeds", type=int_range(1), default=3, help="run each variant with the seeds 0 to N-1")
     add("--jobs", type=int_range(1), default=2, help="parallel runs")
     args = parser.parse_args()
 
-    with exit_on_user_error():
-        rows = read_table()
+    order = list(VARIANTS)
+    with exit_on_user_error(interrupted="stopped; the same command resumes"):
+        rows = common.read_table(TABLE, COLUMNS)
         done = {(row["variant"], int(row["seed"])) for row in rows}
         todo = [(v, seed) for seed in range(args.seeds) for v in VARIANTS if (v, seed) not in done]
-        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-            for future in as_completed([pool.submit(run, *task) for task in todo]):
-                rows.append(future.result())
-                write_table(rows)
+        ends_with_us = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL))
+        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), **ends_with_us) as pool:
+            try:
+                for future in as_completed([pool.submit(run, *task) for task in todo]):
+                    rows.append(future.result())
+                    rows.sort(key=lambda row: (order.index(row["variant"]), int(row["seed"])))
+                    common.write(TABLE, rows)
+            finally:
+                pool.shutdown(cancel_futures=True)  # after Ctrl-C or an error, no further run begins
     print(TABLE)
 
 

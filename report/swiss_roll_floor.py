@@ -7,20 +7,19 @@ it is a sum over target points, weighted by how likely each of them leads to x_t
 noisy points, at the middle of 50 bins of timesteps; `share` is the part of the training steps that fall into a bin.
 """
 
-import csv
 import sys
-from pathlib import Path
 
-REPORT = Path(__file__).parent
-sys.path.insert(0, str(REPORT.parent / "2d_plot_diffusion_todo"))
+import common
 
-import matplotlib.pyplot as plt
+sys.path.insert(0, str(common.ROLL))
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import trange
 
-from cli import ArgumentParser, exit_on_user_error, int_range, writable_folder
+from cli import ArgumentParser, exit_on_user_error, int_range
+from common import plt
 from dataset import TwoDimDataClass, get_data_iterator
 from ddpm import BaseScheduler, DiffusionModule
 from network import SimpleNet
@@ -62,14 +61,13 @@ def measure(ddpm: DiffusionModule, points: torch.Tensor, target: torch.Tensor) -
 
 def draw(rows: list[dict[str, object]]) -> plt.Figure:
     """Both losses over t."""
-    plt.rcParams.update({"font.size": 8, "svg.hashsalt": "ddpm"})  # the same drawing gives the same bytes
-    fig, ax = plt.subplots(figsize=(6.3, 1.9), layout="constrained")
-    for name, style in {"best": dict(color="0.6", linewidth=3), "model": dict(color="black", linewidth=1)}.items():
-        label = {"best": "lowest possible", "model": "trained network"}[name]
-        ax.plot([row["t"] for row in rows], [float(row[name]) for row in rows], label=label, **style)
+    fig, ax = plt.subplots(figsize=(common.WIDTH, 1.9), layout="constrained")
+    for name, label, color, width in (("best", "lowest possible", "0.6", 3), ("model", "trained network", "black", 1)):
+        losses = [float(row[name]) for row in rows]
+        ax.plot([row["t"] for row in rows], losses, label=label, color=color, linewidth=width)
     ax.set(xlabel="timestep t", ylabel="loss at t", xlim=(0, T), ylim=(0, None))
     ax.legend()
-    ax.grid(alpha=0.3, linewidth=0.5)
+    ax.grid()
     return fig
 
 
@@ -80,7 +78,7 @@ def main() -> None:
     add("--num_iterations", type=int_range(1), default=5000, help="training steps")
     add("--points", type=int_range(1), default=2048, help="noisy points at each timestep")
     add("--target", type=int_range(1), default=50_000, help="target points that the lowest loss is computed from")
-    add("--out", type=writable_folder, default=REPORT, help="gets figures/ and tables/")
+    add("--out", **common.OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
     np.random.seed(0)
@@ -90,13 +88,8 @@ def main() -> None:
         ddpm = DiffusionModule(SimpleNet(2, 2, [128, 128, 128], T), BaseScheduler(T))
         train(ddpm, get_data_iterator(data.get_dataloader()), args.num_iterations)
         rows = measure(ddpm, data[: args.points], data[-args.target :])
-        for folder in ("tables", "figures"):
-            (args.out / folder).mkdir(exist_ok=True)
-        with (args.out / "tables/swiss_roll_floor.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        draw(rows).savefig(args.out / "figures/swiss_roll_floor.svg", metadata={"Date": None})
+        common.write(args.out / "tables/swiss_roll_floor.csv", rows)
+        common.write(args.out / "figures/swiss_roll_floor.svg", draw(rows))
 
 
 if __name__ == "__main__":

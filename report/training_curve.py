@@ -8,25 +8,25 @@ training_curve.svg plots the FID-768 over the steps, training_samples.png shows 
 """
 
 import asyncio
-import re
 from pathlib import Path
 
 import common
 from cli import ArgumentParser, UserError, exit_on_user_error, int_range
 from common import measure, plt, read_table, run_program
-from data_folder import check_has_data
+from data_folder import check_has_data, resolve_root
+from fid.image_sets import find_images
 from image_grid import contact_sheet
 from samplers import METHODS
+from sampling import model_hash
 
-COLUMNS = ("steps", "sample_method", "num_inference_steps", "images", "fid768")
+COLUMNS = ("steps", "sample_method", "num_inference_steps", "images", "model", "fid768")
 
 
 def find_checkpoints(run: Path) -> dict[int, Path]:
     """The checkpoints that a run kept, by their training steps, in order."""
-    names = {path: re.fullmatch(r"step=(\d+)\.ckpt", path.name) for path in run.glob("step=*.ckpt")}
-    found = {int(match[1]): path for path, match in names.items() if match}
+    found = {int(path.stem[5:]): path for path in run.glob("step=*.ckpt") if path.stem[5:].isdecimal()}
     if not found:
-        raise UserError(f"argument --run: {run} holds no step=N.ckpt")
+        raise UserError(f"argument --run: {run} holds no step=N.ckpt, which train.py --keep_every N writes")
     return dict(sorted(found.items()))
 
 
@@ -48,8 +48,7 @@ def main() -> None:
     add("--run", type=Path, required=True, metavar="DIR", help="a folder of train.py")
     add("--data_root", type=Path, required=True, metavar="DIR", help="its data")
     add("--save_dir", type=Path, required=True, metavar="DIR", help="gets a folder of samples for each checkpoint")
-    what = "gets figures/ and tables/ (default: report)"
-    add("--out", type=Path, default=common.ROOT / "report", metavar="DIR", help=what)
+    add("--out", **common.OUT)
     add("--num_samples", type=int_range(2), default=500, metavar="N", help="of each checkpoint")
     add("--sample_method", choices=METHODS, default="ddim", help="sampler")
     add("--num_inference_steps", type=int_range(1), default=20, metavar="N", help="of the sampler")
@@ -57,20 +56,22 @@ def main() -> None:
     args = parser.parse_args()
     with exit_on_user_error(interrupted="stopped; the same command resumes"):
         check_has_data(args.data_root)
-        checkpoints = find_checkpoints(args.run)
-        table = args.out / "tables/training_curve.csv"
+        real = find_images(resolve_root(args.data_root) / "eval").path
+        table, sampler = args.out / "tables/training_curve.csv", (args.sample_method, str(args.num_inference_steps))
         done = {tuple(row.values())[:4]: row for row in read_table(table, COLUMNS)}
-        settings = args.sample_method, str(args.num_inference_steps), str(args.num_samples)
         rows, strips = [], {}
-        for step, path in checkpoints.items():
+        for step, path in find_checkpoints(args.run).items():
+            key, model = (str(step), *sampler, str(args.num_samples)), model_hash(common.load_model(path))
             folder = (args.save_dir / f"step={step}").resolve()
-            flags = ["--ckpt_path", path, "--save_dir", folder, "--num_samples", args.num_samples]
-            flags += ["--sample_method", args.sample_method, "--num_inference_steps", args.num_inference_steps]
-            key = str(step), *settings
-            if key not in done:
+            if done.get(key, {"model": model})["model"] != model:
+                raise UserError(f"argument --out: {table} is about another run than {args.run}")
+            if key not in done or not folder.exists():
+                flags = ["--ckpt_path", path, "--save_dir", folder, "--num_samples", args.num_samples]
+                flags += ["--sample_method", args.sample_method, "--num_inference_steps", args.num_inference_steps]
                 asyncio.run(run_program("sampling.py", *flags))
-                result = asyncio.run(measure(args.data_root / "eval", folder, "--dims", 768))
-                done[key] = dict(zip(COLUMNS, (*key, f"{result['distance']:.4f}"), strict=True))
+            if key not in done:
+                result = asyncio.run(measure(real, folder, "--dims", 768))
+                done[key] = dict(zip(COLUMNS, (*key, model, f"{result['distance']:.4f}"), strict=True))
                 common.write(table, sorted(done.values(), key=lambda row: int(row["steps"])))
             rows.append(done[key])
             print(*done[key].values(), flush=True)

@@ -216,12 +216,16 @@ def test_tables_are_read_as_they_were_written(tmp_path):
     assert common.read_table(tmp_path / "t.csv", ("a", "b")) == rows
 
 
+def save_model(path, predictor="x0", mode="cosine"):
+    """A small network with T = 12 and new weights."""
+    network = awake(UNet(T=12, **SMALL_UNET))
+    DiffusionModule(network, DDPMScheduler(12, 1e-3, 0.3, mode), predictor).save(path)
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
-    """model.ckpt in the current folder: a small network with T = 12."""
-    torch.manual_seed(0)
-    network = awake(UNet(T=12, **SMALL_UNET))
-    DiffusionModule(network, DDPMScheduler(12, 1e-3, 0.3, "cosine"), "x0").save(tmp_path / "model.ckpt")
+    """model.ckpt in the current folder."""
+    save_model(tmp_path / "model.ckpt")
 
 
 def test_every_sampler_is_measured_with_each_nfe_and_none_twice(
@@ -256,8 +260,7 @@ def test_every_sampler_is_measured_with_each_nfe_and_none_twice(
     with pytest.raises(SystemExit):
         run("--dims", 192)
     assert all(words in capsys.readouterr().err for words in ["--dims"])
-    network = awake(UNet(T=12, **SMALL_UNET))
-    DiffusionModule(network, DDPMScheduler(12, 1e-3, 0.3, "cosine"), "x0").save(tmp_path / "model.ckpt")
+    save_model(tmp_path / "model.ckpt")
     for flags, word in [([], "model.ckpt"), (["--num_samples", 16, "--out", "new.csv"], "--num_samples")]:
         with pytest.raises(SystemExit):
             run(*flags)
@@ -277,23 +280,46 @@ def test_the_bounds_are_random_real_images_and_uniform_pixels(tmp_path):
     assert noise.shape == (10, 8, 8, 3) and np.histogram(noise, 4)[0].min() > 400
 
 
-def test_the_curve_of_a_run_has_a_row_and_samples_for_each_checkpoint(stand_ins, tmp_path, monkeypatch, capsys):
+def test_the_curve_of_a_run_has_a_row_and_samples_for_each_checkpoint(
+    stand_ins, checkpoint, faces, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "run").mkdir()
-    flags = ["--run", "run", "--data_root", ".", "--save_dir", "s", "--out", "out", "--num_samples", 9]
+    flags = ["--run", "run", "--data_root", faces.parent, "--save_dir", "s", "--out", "out", "--num_samples", 9]
     monkeypatch.setattr(sys, "argv", ["training_curve.py", *map(str, flags)])
-    (tmp_path / "train").mkdir()
-    with pytest.raises(SystemExit):
+    for step, runs in [(200, 1), (1000, 2), (50, 3)]:
+        shutil.copy("model.ckpt", f"run/step={step}.ckpt")
         training_curve.main()
-    assert "argument --run: run" in capsys.readouterr().err
-    for step, others in [(200, 2), (1000, 3), (50, 4)]:
-        (tmp_path / f"run/step={step}.ckpt").touch()
-        training_curve.main()
-        assert (tmp_path / "out/figures/training_curve.svg").exists()
-        assert len(calls(stand_ins, "sampling.py")) == others - 1  # none twice
+        assert len(calls(stand_ins, "sampling.py")) == runs  # none twice
     rows = table(tmp_path / "out/tables/training_curve.csv")
     assert [row["steps"] for row in rows] == ["50", "200", "1000"] and rows[0]["fid768"] == "9.5000"
+    assert (tmp_path / "out/figures/training_curve.svg").exists()
     width, height = Image.open(tmp_path / "out/figures/training_samples.png").size
     assert width > height  # three rows of 8 images
+
+    save_model(tmp_path / "run/step=200.ckpt", "noise")  # as if of another run
+    with pytest.raises(SystemExit):
+        training_curve.main()
+    assert "training_curve.csv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("program_and_flags", "word"),
+    [
+        ("training_curve.py --run RUN --data_root FACES --save_dir s --out .", "--run: RUN"),
+        ("training_curve.py --run RUN --data_root nowhere --save_dir s --out .", "--data_root: nowhere"),
+        ("explain_predictors.py --ckpt_path model.ckpt --data_root nowhere --out .", "--data_root: nowhere"),
+        (
+            "explain_predictors.py --ckpt_path model.ckpt model.ckpt --data_root FACES --out .",
+            "--ckpt_path: model.ckpt",
+        ),
+        ("neighbours.py --samples nowhere --data_root nowhere --out model.ckpt", "--out: 'model.ckpt'"),
+        ("neighbours.py --samples nowhere --data_root nowhere", "--data_root: nowhere"),
+        ("spectrum.py nowhere --out s.csv", "nowhere"),
+    ],
+)
+def test_wrong_arguments_are_one_line(program, checkpoint, faces, program_and_flags, word):
+    name, *flags = program_and_flags.split()
+    assert refused(program(f"../report/{name}", *[faces if flag == "FACES" else flag for flag in flags]), word)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -314,15 +340,13 @@ def test_the_residual_of_a_target_is_what_regression_leaves(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_the_weight_of_an_error_of_x0_is_the_square_of_what_it_becomes(mode):
     """A difference of 1 in x_0 is one of noise and mean; its square is the weight, up to a factor."""
-    scheduler, timesteps = DDPMScheduler(1000, 1e-4, 0.02, mode), range(0, 1000, 111)
-    for predictor in PREDICTORS:
-        squares = []
-        for t in timesteps:
-            alpha_bar, _ = alpha_bars(scheduler, t)
-            difference = {"noise": (alpha_bar / (1 - alpha_bar)) ** 0.5, "x0": 1, "mean": eq_7(scheduler, t, 1, 0)[0]}
-            squares.append(difference[predictor] ** 2)
-        weights = explain_predictors.weight_on_x0(scheduler, predictor)[timesteps]
-        assert weights.max() <= 1 and np.allclose(weights / weights[0], np.array(squares) / squares[0], rtol=1e-3)
+    scheduler, squares = DDPMScheduler(1000, 1e-4, 0.02, mode), []
+    for t in range(0, 1000, 111):
+        alpha_bar, _ = alpha_bars(scheduler, t)
+        squares.append((alpha_bar / (1 - alpha_bar), 1, eq_7(scheduler, t, 1, 0)[0] ** 2))
+    for predictor, expected in zip(("noise", "x0", "mean"), np.transpose(squares), strict=True):
+        weights = explain_predictors.weight_on_x0(scheduler, predictor)[::111]
+        assert weights.max() <= 1 and np.allclose(weights / weights[0], expected / expected[0], rtol=1e-3)
 
 
 @pytest.mark.parametrize("first_only", [True, False])
@@ -353,8 +377,7 @@ def test_errors_of_models_are_comparable_between_predictors(predictor):
 
 
 def test_the_errors_of_checkpoints_become_a_figure_and_a_table(program, checkpoint, faces, tmp_path):
-    network = awake(UNet(T=12, **SMALL_UNET))
-    DiffusionModule(network, DDPMScheduler(12, 1e-3, 0.3), "mean").save(tmp_path / "mean.ckpt")
+    save_model(tmp_path / "mean.ckpt", "mean", "linear")
     flags = ["--data_root", faces, "--images", 1, "--out", "out"]
     run = program("../report/explain_predictors.py", "--ckpt_path", "model.ckpt", "mean.ckpt", *flags)
     assert run.returncode == 0, run.stderr
@@ -362,8 +385,4 @@ def test_the_errors_of_checkpoints_become_a_figure_and_a_table(program, checkpoi
     rows = table(tmp_path / "out/tables/predictor_errors.csv")
     assert {row["model"] for row in rows} == {"cosine, x0, direct", "linear, mean, direct"}
     assert {int(row["t"]) for row in rows} == set(range(12))
-
-    run = program("../report/explain_predictors.py", "--ckpt_path", "model.ckpt", "model.ckpt", *flags)
-    assert refused(run, "--ckpt_path: model.ckpt")
-    run = program("../report/explain_predictors.py", "--ckpt_path", "model.ckpt", "--data_root", "nowhere")
-    assert refused(run, "argument --data_root: nowhere")
+    assert len(table(tmp_path / "out/tables/error_growth.csv")) == 2 * len(MODES)
