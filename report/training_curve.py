@@ -56,11 +56,11 @@ def main() -> None:
     args = parser.parse_args()
     with exit_on_user_error(interrupted="stopped; the same command resumes"):
         check_has_data(args.data_root)
-        real = find_images(resolve_root(args.data_root) / "eval").path
+        checkpoints, real = find_checkpoints(args.run), find_images(resolve_root(args.data_root) / "eval").path
         table, sampler = args.out / "tables/training_curve.csv", (args.sample_method, str(args.num_inference_steps))
         done = {tuple(row.values())[:4]: row for row in read_table(table, COLUMNS)}
         rows, strips = [], {}
-        for step, path in find_checkpoints(args.run).items():
+        for step, path in checkpoints.items():
             key, model = (str(step), *sampler, str(args.num_samples)), model_hash(common.load_model(path))
             folder = (args.save_dir / f"step={step}").resolve()
             if done.get(key, {"model": model})["model"] != model:

@@ -1,6 +1,5 @@
 """report/figures.py and runs.py: figures show what the runs contain, and what is missing is named."""
 
-import csv
 import json
 import re
 import shutil
@@ -16,6 +15,7 @@ import figures
 import image_grid
 import runs
 from checkpoint import write_checkpoint
+from common import read_table, write
 from conftest import SMALL_FLAGS, SMALL_UNET
 from dataset import CachedAFHQDataset, tensor_to_pil_image
 from model import DiffusionModule
@@ -108,10 +108,6 @@ def same(images, expected):
     return np.abs(images.astype(int) - expected).max() <= 1
 
 
-def table(path):
-    return list(csv.DictReader(path.open()))
-
-
 def made(out):
     return {path.relative_to(out).as_posix() for path in out.rglob("*.*")}
 
@@ -140,17 +136,15 @@ def test_all_products_show_their_runs(program, all_runs, tmp_path, faces):
     val = CachedAFHQDataset(faces, "val", SIZE)
     assert same(real, torch.stack([val[i % len(val)][0] for i in range(8)]))
 
-    rows = table(out / "tables/runs.csv")
+    rows = read_table(out / "tables/runs.csv")
     assert [(row["parametrization"], row["predictor"], row["mode"]) for row in rows] == [
         *[("direct", predictor, mode) for predictor in PREDICTORS for mode in MODES],
         *[("preconditioned", predictor, "cosine") for predictor in PREDICTORS],
     ]
-    assert rows[2] == {
-        **{"mode": "cosine", "predictor": "noise", "parametrization": "direct", "loss_weight": "none"},
-        **{"seed": "63", "steps": "200", "batch_size": "4", "image_resolution": "8", "ch": "32", "T": "12"},
-        **{"num_images": "12", "classes": "cat wild", "synthetic_faces": "False", "last_loss": "0.005000"},
-        "weights": str(sum(p.numel() for p in UNet(T=T, **SMALL_UNET).parameters())),
-    }
+    expected = {"loss_weight": "none", "seed": "63", "steps": "200", "batch_size": "4", "image_resolution": "8"}
+    expected |= {"ch": "32", "T": "12", "num_images": "12", "classes": "cat wild", "synthetic_faces": "False"}
+    expected |= {"last_loss": "0.005000", "weights": str(sum(p.numel() for p in UNet(T=T, **SMALL_UNET).parameters()))}
+    assert expected.items() <= rows[2].items()
     drawing = (out / LOSSES).read_text()
     assert all(f'id="{predictor}-{mode}"' in drawing for predictor in PREDICTORS for mode in MODES)
     assert f"note: the runs of {TRAJECTORIES} differ in steps: 100, 150, 200" in run.stdout
@@ -172,8 +166,6 @@ def test_flags_choose_what_is_shown_and_missing_runs_are_named(program, all_runs
     ]
     for row, mode in zip(shown(tmp_path / "out" / TRAJECTORIES, 4, 10)[::2, 0], ("linear", "cosine"), strict=True):
         assert same(row, chain_of(folder_of(tmp_path / "runs", mode, "x0"), 8)[0][FRAMES, 0])
-    for row, predictor in zip(shown(tmp_path / "out" / SAMPLES, 4, 8)[::2, 0], ("noise", "x0"), strict=True):
-        assert same(row, chain_of(folder_of(tmp_path / "runs", "linear", predictor), 8)[0][-1])
     assert not any("preconditioned" in path for path in made(tmp_path / "out"))
 
 
@@ -206,11 +198,13 @@ def test_runs_that_cannot_be_compared_are_not_shown_together(program, tmp_path):
 
 def test_the_longest_and_then_the_newest_run_without_labels_is_taken(tmp_path, capsys):
     for name, step in [("11-24-120000", 100), ("11-23-120000", 150), ("11-24-110000", 50)]:
-        make_run(tmp_path, "linear", "noise", name, step)
+        make_run(tmp_path / "runs", "linear", "noise", name, step)
     for name in ("11-24-120000-2", "11-24-120000-10", "11-24-120000"):
-        make_run(tmp_path, "quad", "x0", name)
-    make_run(tmp_path, "quad", "x0", "12-01-000000", 500, use_cfg=True)
-    found = runs.find_runs([tmp_path, tmp_path / "predictor_x0"])
+        make_run(tmp_path / "another disk", "quad", "x0", name)
+    make_run(tmp_path / "another disk", "quad", "x0", "12-01-000000", 500, use_cfg=True)
+    (tmp_path / "runs/elsewhere").symlink_to(tmp_path / "another disk")
+    (tmp_path / "another disk/circle").symlink_to(tmp_path / "runs")
+    found = runs.find_runs([tmp_path / "runs", tmp_path / "runs/predictor_noise"])
     assert len(found) == 7
     assert {key: run.folder.name for key, run in runs.choose_runs(found).items()} == {
         ("linear", "noise", "direct", "none"): "11-23-120000",
@@ -224,6 +218,7 @@ def test_the_longest_and_then_the_newest_run_without_labels_is_taken(tmp_path, c
     [
         (lambda run: (run / "config.json").write_text("{"), "Expecting"),
         (lambda run: (run / "config.json").write_text("{}"), "lacks 'mode'"),
+        (lambda run: (run / "config.json").write_text("[]"), "'list'"),
         (lambda run: (run / "last.ckpt").unlink(), "last.ckpt"),
         (lambda run: (run / "last.ckpt").write_bytes((run / "last.ckpt").read_bytes()[:1000]), "last.ckpt"),
         (lambda run: (run / "stats.csv").write_text("step,loss\n"), "stats.csv"),
@@ -249,9 +244,9 @@ def test_a_run_of_train_py_on_synthetic_faces(program, faces, tmp_path):
     folder = only_run(tmp_path)
     run = program(FIGURES, "--runs", "results", "--out", "out", "--predictor", "x0")
     assert run.returncode == 0, run.stderr
-    (row,) = table(tmp_path / "out/tables/runs.csv")
+    (row,) = read_table(tmp_path / "out/tables/runs.csv")
     assert row["synthetic_faces"] == "True" and row["classes"] == "cat dog wild" and row["steps"] == "6"
-    assert row["last_loss"] == table(folder / "stats.csv")[-1]["loss"]
+    assert row["last_loss"] == read_table(folder / "stats.csv")[-1]["loss"]
     note = 35  # pixels below the images
     images, _ = shown(tmp_path / "out" / TRAJECTORIES, 2, 10, bottom=note)[:, 0]
     assert same(images, chain_of(folder, 8)[0][FRAMES, 0])
@@ -268,12 +263,12 @@ def test_schedules_are_the_formulas_and_the_drawing_is_the_same_each_time(progra
             t, y = line.get_data()
             assert np.array_equal(t, np.arange(1, 1001)) and np.allclose(y, curve, rtol=1e-4, atol=1e-6)
     (tmp_path / "empty").mkdir()
-    for out in ("a", "b"):
-        run = program(FIGURES, "--runs", "empty", "--out", out)
-        assert run.returncode == 0, run.stderr
-        assert made(tmp_path / out) == {"figures/schedules.svg"}
-    drawing, again = ((tmp_path / out / "figures/schedules.svg").read_bytes() for out in "ab")
-    assert drawing == again and len(drawing) < 100_000
+    run = program(FIGURES, "--runs", "empty", "--out", "out")
+    assert run.returncode == 0, run.stderr
+    assert made(tmp_path / "out") == {"figures/schedules.svg"}
+    drawing = (tmp_path / "out/figures/schedules.svg").read_bytes()
+    write(tmp_path / "again.svg", fig)
+    assert drawing == (tmp_path / "again.svg").read_bytes() and len(drawing) < 100_000
     assert ElementTree.fromstring(drawing).get("width") == "453.6pt"  # the 16 cm of text on a page
     missing = [line for line in run.stdout.splitlines() if line.startswith("missing")]
     assert len(missing) == 4 and missing[0].count("--mode") == 9
@@ -296,39 +291,42 @@ def measured(path, gen_dir, distance, **changes):
 
 
 def test_the_best_distance_comes_with_the_run_behind_its_samples(program, all_runs, tmp_path):
-    ckpt = {predictor: folder_of(all_runs, "quad", predictor) / "last.ckpt" for predictor in ("noise", "x0")}
+    folders = {predictor: folder_of(all_runs, "quad", predictor) for predictor in ("noise", "x0")}
     settings = {"noise": ["--seed", 5], "x0": ["--weights", "last", "--sample_method", "dpm"]}
-    for predictor in ckpt:
-        flags = ["--ckpt_path", ckpt[predictor], "--save_dir", predictor, "--num_samples", 3, *settings[predictor]]
-        assert program("sampling.py", *flags).returncode == 0
+    for predictor, folder in folders.items():
+        flags = ["--ckpt_path", folder / "last.ckpt", "--save_dir", predictor, "--num_samples", 3]
+        assert program("sampling.py", *flags, *settings[predictor]).returncode == 0
     a = measured(tmp_path / "a.json", "noise", 12.5)
     b = measured(tmp_path / "b.json", tmp_path / "x0", 11.25)
-    folders = [ckpt[predictor].parent for predictor in ckpt]
-    run = program(FIGURES, "--runs", *folders, "--out", "out", "--fid", a, b, "--predictor", "mean")
+    run = program(FIGURES, "--runs", *folders.values(), "--out", "out", "--fid", a, b, "--predictor", "mean")
     assert run.returncode == 0, run.stderr
-    best = {row["key"]: row["value"] for row in table(tmp_path / "out/tables/best.csv")}
+    best = {row["key"]: row["value"] for row in read_table(tmp_path / "out/tables/best.csv")}
     expected = {"name": "FID", "distance": "11.2500", "samples": "3", "mode": "quad", "predictor": "x0", "seed": "63"}
     expected |= {"steps": "150", "sample_method": "dpm", "sample_seed": "0", "averaged_weights": "False"}
+    expected |= {"real_are_synthetic": "False", "learning_rate": "0.001", "ch_mult": "1"}
     assert expected.items() <= best.items()
-    assert best["real_are_synthetic"] == "False" and best["learning_rate"] == "0.001" and best["ch_mult"] == "1"
     sheet = np.asarray(Image.open(tmp_path / "out/figures/best_samples.png").convert("RGB"))
     for i in range(3):
         assert np.array_equal(sheet[2:-2, 2 + 10 * i :][:, :8], np.asarray(Image.open(tmp_path / f"x0/{i}.png")))
 
-    found = runs.find_runs(folders)
-    alone = runs.read_distances([a])
-    best, folder = runs.best_of(alone, [], found)
-    assert folder == Path("noise")
-    assert best["predictor"] == "noise" and best["sample_seed"] == 5 and best["averaged_weights"]
-    (tmp_path / "noise").rename(tmp_path / "moved")
-    with pytest.raises(runs.UserError, match=r"a\.json: .*--samples"):
-        runs.best_of(alone, [], found)
-    assert runs.best_of(alone, [tmp_path / "moved"], found) == (best, tmp_path / "moved")
+
+def test_the_samples_and_the_run_of_a_distance_must_be_found(program, all_runs, tmp_path):
+    folder = folder_of(all_runs, "quad", "noise")
+    flags = ["--ckpt_path", folder / "last.ckpt", "--save_dir", "noise", "--num_samples", 3]
+    assert program("sampling.py", *flags).returncode == 0
+    found, other = runs.find_runs([folder]), runs.find_runs([folder_of(all_runs, "quad", "x0")])
+    distances = runs.read_distances([measured(tmp_path / "a.json", "noise", 12.5)])
+    best, place = runs.best_of(distances, [], found)
+    assert (best["predictor"], best["averaged_weights"], place) == ("noise", True, Path("noise"))
+    moved = (tmp_path / "noise").rename(tmp_path / "moved")
+    assert runs.best_of(distances, [moved], found) == (best, moved)
+    (moved / "3.png").write_bytes((moved / "0.png").read_bytes())
+    for folders, some, word in [([], found, "--samples"), ([moved], found, "moved does not hold the 3 images")]:
+        with pytest.raises(runs.UserError, match=word):
+            runs.best_of(distances, folders, some)
+    (moved / "3.png").unlink()
     with pytest.raises(runs.UserError, match="--runs"):
-        runs.best_of(alone, [tmp_path / "moved"], [run for run in found if run.config["predictor"] != "noise"])
-    shutil.copy(tmp_path / "x0/0.png", tmp_path / "moved/0.png")
-    with pytest.raises(runs.UserError, match="moved does not hold the 3 images"):
-        runs.best_of(alone, [tmp_path / "moved"], found)
+        runs.best_of(distances, [moved], other)
 
 
 @pytest.mark.parametrize(

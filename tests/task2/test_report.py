@@ -1,6 +1,5 @@
-"""The programs of report/ that train, sample and measure, and explain_predictors.py."""
+"""The programs of report/ that train, sample and measure, with stand-ins for the programs that they run."""
 
-import csv
 import json
 import os
 import shutil
@@ -12,12 +11,9 @@ from argparse import Namespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import common
-import explain_predictors
-import samplers
 import sampling
 import sampling_steps
 import study
@@ -26,7 +22,7 @@ from cli import UserError
 from conftest import SMALL_UNET
 from model import DiffusionModule
 from network import UNet
-from oracles import Ideal, alpha_bars, awake, eq_7, refused
+from oracles import awake, refused
 from scheduler import MODES, PREDICTORS, DDPMScheduler
 
 # Stands in for the programs of Task 2, and logs its calls. train.py does what the file `behaviour` says.
@@ -92,14 +88,25 @@ def calls(stand_ins, name):
     return [(folder, arguments) for program, folder, arguments in log if program == name]
 
 
-def run_study(monkeypatch, *flags):
-    arguments = ["--data_root", "data", "--work_dir", "w", "--precision", "fp32", "--train_num_steps", 7, *flags]
-    monkeypatch.setattr(sys, "argv", ["study.py", *map(str, arguments)])
-    study.main()
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a program of report/; the one line that it ends with, or None after exit code 0."""
+
+    def run(module, *arguments, code=2):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            module.main()
+        except SystemExit as stop:
+            assert stop.code == code
+            (line,) = capsys.readouterr().err.splitlines()
+            return line
+
+    return run
 
 
-def table(path):
-    return list(csv.DictReader(path.open()))
+STUDY = ["--data_root", "data", "--work_dir", "w", "--precision", "fp32", "--train_num_steps", 7]
+FEW = ["--modes", "quad", "--predictors", "x0", "mean"]
 
 
 def test_a_study_has_a_row_for_each_schedule_predictor_form_and_seed():
@@ -110,52 +117,43 @@ def test_a_study_has_a_row_for_each_schedule_predictor_form_and_seed():
     assert {(row["parametrization"], row["loss_weight"]) for row in rows} == set(common.FORMS.items())
 
 
-def test_a_study_resumes_after_its_time_is_over_and_does_nothing_twice(stand_ins, tmp_path, monkeypatch):
-    few = ["--modes", "quad", "--predictors", "x0", "mean"]
+def test_a_study_resumes_after_its_time_is_over_and_does_nothing_twice(stand_ins, call, tmp_path):
     (stand_ins / "behaviour").write_text("slow")
-    run_study(monkeypatch, *few, "--jobs", 2, "--minutes", 0.04)
+    assert call(study, *STUDY, *FEW, "--jobs", 2, "--minutes", 0.04) is None
     assert len(list((tmp_path / "w").rglob("saved"))) == 2 and not (tmp_path / "w/study.csv").exists()
 
     (stand_ins / "behaviour").write_text("work")
-    run_study(monkeypatch, *few)
-    rows = table(tmp_path / "w/study.csv")
-    assert tuple(rows[0]) == study.COLUMNS
-    expected = [(predictor, form, study.SAMPLING, "True") for form in common.FORMS for predictor in few[3:]]
+    call(study, *STUDY, *FEW)
+    rows = common.read_table(tmp_path / "w/study.csv", study.COLUMNS)
+    expected = [(predictor, form, study.SAMPLING, "True") for form in common.FORMS for predictor in ("x0", "mean")]
     columns = "predictor", "parametrization", "sampling", "clip_x0"
     assert [tuple(row[name] for name in columns) for row in rows] == expected
     trained = calls(stand_ins, "train.py")
     assert [("--resume" in arguments) for _, arguments in trained] == [False, False, True, True, False, False]
-    for program in ("train.py", "sampling.py"):
-        for _, arguments in calls(stand_ins, program):
-            assert arguments[arguments.index("--precision") + 1] == "fp32"
-    assert [folder for folder, _ in trained[2:]] == [
-        f"quad-{predictor}-{form}-{weight}-fp32-63" for form, weight in common.FORMS.items() for predictor in few[3:]
-    ]
-    run_study(monkeypatch, *few)
+    for _, arguments in trained + calls(stand_ins, "sampling.py"):
+        assert arguments[arguments.index("--precision") + 1] == "fp32"
+    folders = [f"quad-{row['predictor']}-{row['parametrization']}-{row['loss_weight']}-fp32-63" for row in rows]
+    assert [folder for folder, _ in trained[2:]] == folders
+    call(study, *STUDY, *FEW)
     assert len(calls(stand_ins, "train.py")) == 6
 
-    run_study(monkeypatch, *few, "--sampling", "--sample_method dpm", "--no-clip_x0")  # other samples of the same runs
-    rows = table(tmp_path / "w/study.csv")
+    call(study, *STUDY, *FEW, "--sampling", "--sample_method dpm", "--no-clip_x0")  # other samples of the same runs
+    rows = common.read_table(tmp_path / "w/study.csv")
     assert [(row["sampling"], row["clip_x0"]) for row in rows[4:]] == [("--sample_method dpm", "False")] * 4
     requested = [sampling.parse_arguments(arguments) for _, arguments in calls(stand_ins, "sampling.py")]
     assert {(args.sample_method, args.eta, args.clip_x0) for args in requested[:4]} == {("ddim", 1.0, True)}
     assert {(args.sample_method, args.clip_x0) for args in requested[4:]} == {("dpm", False)}
-    assert len(list((tmp_path / "w/quad-x0-direct-none-fp32-63").glob("*.json"))) == 2
+    assert len(list((tmp_path / "w" / folders[0]).glob("*.json"))) == 2
 
 
-def test_a_program_that_fails_ends_the_study_in_one_line_and_the_other_run_is_saved(
-    stand_ins, tmp_path, monkeypatch, capsys
-):
+def test_a_program_that_fails_ends_the_study_and_the_other_run_is_saved(stand_ins, call, tmp_path):
     (stand_ins / "behaviour").write_text("fail")
-    with pytest.raises(SystemExit) as stop:
-        run_study(monkeypatch, "--jobs", 2)
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = call(study, *STUDY, "--jobs", 2)
     assert "train.py" in line and "code 3" in line
     assert [path.parents[4].name for path in (tmp_path / "w").rglob("saved")] == ["linear-noise-direct-none-fp32-63"]
 
 
-def test_ctrl_c_interrupts_each_run_of_a_study_once(stand_ins, tmp_path, monkeypatch):
+def test_ctrl_c_interrupts_each_run_of_a_study_once(stand_ins, call, tmp_path):
     """Each runs in a session of its own, since a terminal sends Ctrl-C to the study's whole group of processes."""
     (stand_ins / "behaviour").write_text("slow")
 
@@ -167,21 +165,17 @@ def test_ctrl_c_interrupts_each_run_of_a_study_once(stand_ins, tmp_path, monkeyp
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(SystemExit) as stop:
-        run_study(monkeypatch, "--jobs", 2)
+    assert call(study, *STUDY, "--jobs", 2, code=130)
     thread.join()
-    assert stop.value.code == 130
     assert [path.read_text() for path in (tmp_path / "w").rglob("saved")] == ["True", "True"]
     assert len(calls(stand_ins, "train.py")) == 2
 
 
-def test_another_study_needs_another_folder(stand_ins, monkeypatch, capsys):
-    few = ["--modes", "quad", "--predictors", "x0", "--forms", "direct"]
-    run_study(monkeypatch, *few, "--flags=--ch 64")
+def test_another_study_needs_another_folder(stand_ins, call):
+    flags = [*STUDY, "--modes", "quad", "--predictors", "x0", "--forms", "direct"]
+    assert call(study, *flags, "--flags=--ch 64") is None
     for other, flag in [([], "--flags"), (["--flags=--ch 64", "--data_root", "others"], "--data_root")]:
-        with pytest.raises(SystemExit):
-            run_study(monkeypatch, *few, *other)
-        (line,) = capsys.readouterr().err.splitlines()
+        line = call(study, *flags, *other)
         assert f"argument {flag}" in line and "w/study.json" in line
 
 
@@ -216,10 +210,10 @@ def test_tables_are_read_as_they_were_written(tmp_path):
     assert common.read_table(tmp_path / "t.csv", ("a", "b")) == rows
 
 
-def save_model(path, predictor="x0", mode="cosine"):
+def save_model(path):
     """A small network with T = 12 and new weights."""
     network = awake(UNet(T=12, **SMALL_UNET))
-    DiffusionModule(network, DDPMScheduler(12, 1e-3, 0.3, mode), predictor).save(path)
+    DiffusionModule(network, DDPMScheduler(12, 1e-3, 0.3, "cosine"), "x0").save(path)
 
 
 @pytest.fixture
@@ -228,43 +222,37 @@ def checkpoint(tmp_path):
     save_model(tmp_path / "model.ckpt")
 
 
-def test_every_sampler_is_measured_with_each_nfe_and_none_twice(
-    stand_ins, checkpoint, faces, tmp_path, monkeypatch, capsys
-):
-    def run(*flags):
-        arguments = ["--ckpt_path", "model.ckpt", "--data_root", faces, "--save_dir", "s", "--out", "t.csv"]
-        monkeypatch.setattr(sys, "argv", ["sampling_steps.py", *map(str, [*arguments, "--dims", 64, *flags])])
-        sampling_steps.main()
-        return [(row["sample_method"], int(row["steps"]), row["images"]) for row in table(tmp_path / "t.csv")]
+def test_every_sampler_is_measured_with_each_nfe_and_none_twice(stand_ins, call, checkpoint, faces, tmp_path):
+    arguments = ["--ckpt_path", "model.ckpt", "--data_root", faces, "--save_dir", "s", "--out", "t.csv", "--dims", 64]
+
+    def rows(*flags):
+        assert call(sampling_steps, *arguments, *flags) is None
+        return common.read_table(tmp_path / "t.csv")
 
     settings = ["--num_samples", 4, "--steps", 12, 5, 3, 5, 50]
-    assert run(*settings, "--methods", "dpm")[:3] == [("real images", 0, "4"), ("plain noise", 0, "4"), ("dpm", 3, "4")]
+    rows(*settings, "--methods", "dpm")
     before = len(calls(stand_ins, "measure_fid.py"))
-    rows = run(*settings)
+    table = rows(*settings)
     expected = [("dpm", 3), ("dpm", 5), ("dpm", 11), ("ddim", 3), ("ddim", 5), ("ddim", 11), ("ddpm", 12)]
-    assert rows == [(*key, "4") for key in [("real images", 0), ("plain noise", 0), *expected]]
-    assert len(calls(stand_ins, "measure_fid.py")) == len(rows) == before + 4
-    for row in table(tmp_path / "t.csv"):
-        assert (row["distance"], row["kid"], row["name"]) == ("4.5000", "0.010000", "FID-64")
+    keys = [("real images", 0), ("plain noise", 0), *expected]
+    assert [(row["sample_method"], int(row["steps"]), row["images"]) for row in table] == [(*key, "4") for key in keys]
+    assert len(calls(stand_ins, "measure_fid.py")) == len(table) == before + 4
+    assert {(row["distance"], row["kid"], row["name"]) for row in table} == {("4.5000", "0.010000", "FID-64")}
     requested = [sampling.parse_arguments(arguments) for _, arguments in calls(stand_ins, "sampling.py")]
     requested = [(args.sample_method, args.num_inference_steps, args.num_samples) for args in requested]
     assert requested == [(name, 12 if nfe == 11 else nfe, 4) for name, nfe in expected]
     folders = {f"{name}-{nfe}" for name, nfe in expected}
     assert {path.stem for path in (tmp_path / "s/4").glob("*.json")} == folders  # but of no bound
-    assert len(run("--num_samples", 2, "--steps", 5, "--methods", "dpm")) == len(rows) + 3
-    assert len(run(*settings, "--methods", "ddpm", "--no-clip_x0")) == len(rows) + 4
-    assert [row["clip_x0"] for row in table(tmp_path / "t.csv")][-5:] == ["True", "", "", "True", "False"]
+    assert len(rows("--num_samples", 2, "--steps", 5, "--methods", "dpm")) == len(table) + 3
+    clipped = [row["clip_x0"] for row in rows(*settings, "--methods", "ddpm", "--no-clip_x0")]
+    assert clipped[-5:] == ["True", "", "", "True", "False"] and len(clipped) == len(table) + 4
     assert "--no-clip_x0" in calls(stand_ins, "sampling.py")[-1][1]
     assert (tmp_path / "t.svg").exists()
 
-    with pytest.raises(SystemExit):
-        run("--dims", 192)
-    assert all(words in capsys.readouterr().err for words in ["--dims"])
+    assert "--dims" in call(sampling_steps, *arguments, "--dims", 192)
     save_model(tmp_path / "model.ckpt")
-    for flags, word in [([], "model.ckpt"), (["--num_samples", 16, "--out", "new.csv"], "--num_samples")]:
-        with pytest.raises(SystemExit):
-            run(*flags)
-        assert word in capsys.readouterr().err
+    assert "model.ckpt" in call(sampling_steps, *arguments)
+    assert "--num_samples" in call(sampling_steps, *arguments, "--num_samples", 16, "--out", "new.csv")
 
 
 def test_the_bounds_are_random_real_images_and_uniform_pixels(tmp_path):
@@ -280,26 +268,22 @@ def test_the_bounds_are_random_real_images_and_uniform_pixels(tmp_path):
     assert noise.shape == (10, 8, 8, 3) and np.histogram(noise, 4)[0].min() > 400
 
 
-def test_the_curve_of_a_run_has_a_row_and_samples_for_each_checkpoint(
-    stand_ins, checkpoint, faces, tmp_path, monkeypatch, capsys
-):
+def test_the_curve_of_a_run_has_a_row_and_samples_for_each_checkpoint(stand_ins, call, checkpoint, faces, tmp_path):
     (tmp_path / "run").mkdir()
-    flags = ["--run", "run", "--data_root", faces.parent, "--save_dir", "s", "--out", "out", "--num_samples", 9]
-    monkeypatch.setattr(sys, "argv", ["training_curve.py", *map(str, flags)])
+    shutil.copytree(faces / "train", "afhq/train")
+    shutil.copytree(faces / "train/cat", "afhq/eval")
+    flags = ["--run", "run", "--data_root", ".", "--save_dir", "s", "--out", "out", "--num_samples", 9]
     for step, runs in [(200, 1), (1000, 2), (50, 3)]:
         shutil.copy("model.ckpt", f"run/step={step}.ckpt")
-        training_curve.main()
+        assert call(training_curve, *flags) is None
         assert len(calls(stand_ins, "sampling.py")) == runs  # none twice
-    rows = table(tmp_path / "out/tables/training_curve.csv")
+    rows = common.read_table(tmp_path / "out/tables/training_curve.csv")
     assert [row["steps"] for row in rows] == ["50", "200", "1000"] and rows[0]["fid768"] == "9.5000"
     assert (tmp_path / "out/figures/training_curve.svg").exists()
     width, height = Image.open(tmp_path / "out/figures/training_samples.png").size
     assert width > height  # three rows of 8 images
-
-    save_model(tmp_path / "run/step=200.ckpt", "noise")  # as if of another run
-    with pytest.raises(SystemExit):
-        training_curve.main()
-    assert "training_curve.csv" in capsys.readouterr().err
+    save_model(tmp_path / "run/step=200.ckpt")  # as if of another run
+    assert "training_curve.csv" in call(training_curve, *flags)
 
 
 @pytest.mark.parametrize(
@@ -320,69 +304,3 @@ def test_the_curve_of_a_run_has_a_row_and_samples_for_each_checkpoint(
 def test_wrong_arguments_are_one_line(program, checkpoint, faces, program_and_flags, word):
     name, *flags = program_and_flags.split()
     assert refused(program(f"../report/{name}", *[faces if flag == "FACES" else flag for flag in flags]), word)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_the_residual_of_a_target_is_what_regression_leaves(mode):
-    """Against a least-squares fit of the target to x_t, on data of variance 1."""
-    scheduler = DDPMScheduler(1000, 1e-4, 0.02, mode)
-    generator = torch.Generator().manual_seed(0)
-    x_0, eps = torch.randn(2, 200_000, generator=generator, dtype=torch.float64)
-    for t in (0, 500, 900):
-        alpha_bar, _ = alpha_bars(scheduler, t)
-        x_t = alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * eps
-        for predictor, target in {"noise": eps, "x0": x_0, "mean": eq_7(scheduler, t, x_0, x_t)[0]}.items():
-            rest = target - (target @ x_t) / (x_t @ x_t) * x_t
-            expected = explain_predictors.residual(scheduler, predictor)[t]
-            assert rest.square().mean().sqrt().item() == pytest.approx(expected, rel=0.02)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_the_weight_of_an_error_of_x0_is_the_square_of_what_it_becomes(mode):
-    """A difference of 1 in x_0 is one of noise and mean; its square is the weight, up to a factor."""
-    scheduler, squares = DDPMScheduler(1000, 1e-4, 0.02, mode), []
-    for t in range(0, 1000, 111):
-        alpha_bar, _ = alpha_bars(scheduler, t)
-        squares.append((alpha_bar / (1 - alpha_bar), 1, eq_7(scheduler, t, 1, 0)[0] ** 2))
-    for predictor, expected in zip(("noise", "x0", "mean"), np.transpose(squares), strict=True):
-        weights = explain_predictors.weight_on_x0(scheduler, predictor)[::111]
-        assert weights.max() <= 1 and np.allclose(weights / weights[0], expected / expected[0], rtol=1e-3)
-
-
-@pytest.mark.parametrize("first_only", [True, False])
-@pytest.mark.parametrize("mode", MODES)
-def test_the_growth_of_an_error_is_that_in_a_chain_of_the_sampler(mode, first_only):
-    scheduler = DDPMScheduler(100, mode=mode)
-    ideal = Ideal(scheduler, 0.0, 0.5)
-    for std, network in ((0.5, ideal), (None, lambda x, t: torch.zeros_like(x))):
-
-        def predict(x, t, network=network):
-            return network(x, torch.tensor(t)) - float(t == 99 or not first_only)
-
-        *_, x_0 = samplers.ddpm(predict, scheduler, torch.zeros(1, 1, 1, 1), randn_like=torch.zeros_like)
-        assert x_0.item() == pytest.approx(explain_predictors.error_growth(scheduler, std, first_only), rel=1e-3)
-
-
-@pytest.mark.parametrize("predictor", PREDICTORS)
-def test_errors_of_models_are_comparable_between_predictors(predictor):
-    """An ideal network for Gaussian images has the errors of E[x_0 | x_t], whatever it predicts."""
-    scheduler = DDPMScheduler(100, 1e-3, 0.2, "cosine")
-    ddpm = DiffusionModule(Ideal(scheduler, 0.0, 0.5, predictor), scheduler, predictor)
-    images = 0.5 * torch.randn(400, 3, 8, 8, generator=torch.Generator().manual_seed(5))
-    for t, of_x0, of_eps in explain_predictors.errors_of(ddpm, images, [10, 50, 90]):
-        alpha_bar, _ = alpha_bars(scheduler, t)
-        variance = 0.25 * (1 - alpha_bar) / (0.25 * alpha_bar + 1 - alpha_bar)
-        assert of_x0 == pytest.approx(variance**0.5, rel=0.02)
-        assert of_eps == pytest.approx((variance * alpha_bar / (1 - alpha_bar)) ** 0.5, rel=0.02)
-
-
-def test_the_errors_of_checkpoints_become_a_figure_and_a_table(program, checkpoint, faces, tmp_path):
-    save_model(tmp_path / "mean.ckpt", "mean", "linear")
-    flags = ["--data_root", faces, "--images", 1, "--out", "out"]
-    run = program("../report/explain_predictors.py", "--ckpt_path", "model.ckpt", "mean.ckpt", *flags)
-    assert run.returncode == 0, run.stderr
-    assert {path.name for path in (tmp_path / "out/figures").iterdir()} == {"predictors.png", "predictor_errors.png"}
-    rows = table(tmp_path / "out/tables/predictor_errors.csv")
-    assert {row["model"] for row in rows} == {"cosine, x0, direct", "linear, mean, direct"}
-    assert {int(row["t"]) for row in rows} == set(range(12))
-    assert len(table(tmp_path / "out/tables/error_growth.csv")) == 2 * len(MODES)

@@ -1,4 +1,4 @@
-"""The lowest possible loss: the mean of the noise given x_t, from the points of the target."""
+"""The report's programs for Task 1: the lowest possible loss, and the ablation."""
 
 import csv
 
@@ -25,16 +25,13 @@ def test_the_best_prediction_for_a_gaussian_is_the_known_one(floor, t):
 
 
 def test_the_best_prediction_of_a_single_point_is_the_noise_itself(floor):
-    noise = torch.randn(5, 2)
-    assert torch.allclose(
-        floor.best_prediction(0.6 * torch.ones(5, 2) + 0.8 * noise, torch.ones(1, 2), 0.36), noise.double()
-    )
+    noise, x_0 = torch.randn(5, 2), torch.ones(1, 2)
+    assert torch.allclose(floor.best_prediction(0.6 * x_0 + 0.8 * noise, x_0, 0.36), noise.double())
 
 
-def test_the_program_compares_a_trained_network_with_it(program, tmp_path):
-    run = program(
-        "../report/swiss_roll_floor.py", "--num_iterations", 20, "--points", 100, "--target", 5000, "--out", "."
-    )
+def test_the_lowest_loss_is_below_that_of_a_trained_network(program, tmp_path):
+    flags = "--num_iterations", 20, "--points", 100, "--target", 5000, "--out", "."
+    run = program("../report/swiss_roll_floor.py", *flags)
     assert run.returncode == 0, run.stderr
     rows = list(csv.DictReader((tmp_path / "tables/swiss_roll_floor.csv").open()))
     assert [int(row["t"]) for row in rows] == list(range(10, 1000, 20))
@@ -42,3 +39,11 @@ def test_the_program_compares_a_trained_network_with_it(program, tmp_path):
     assert float(rows[0]["share"]) > 0.05 > float(rows[-1]["share"])
     assert sum(float(row["best"]) for row in rows) < sum(float(row["model"]) for row in rows)
     assert (tmp_path / "figures/swiss_roll_floor.svg").stat().st_size > 1000
+
+
+def test_finished_runs_of_the_ablation_are_not_repeated(program, request):
+    table = request.config.rootpath / "report/tables/swiss_roll_choices.csv"
+    before = table.stat().st_mtime_ns
+    run = program("../report/swiss_roll_choices.py", "--seeds", 3)
+    assert run.returncode == 0, run.stderr
+    assert str(table) in run.stdout and table.stat().st_mtime_ns == before
