@@ -44,11 +44,7 @@ def definitions(path: Path) -> dict[str, str]:
 
 
 def listings(text: str) -> dict[str, dict[str, str]]:
-    """The file and the code of every function that a Typst source lists, by "folder:function".
-
-    Raises:
-        UserError: when not exactly one file of the folder defines it, or a file does not parse.
-    """
+    """The file and the code of every function that a Typst source lists, by "folder:function"; each is in one file."""
     names = re.findall(r'#listing\("([^"]+)", "([^"]+)"\)', text)
     files = {folder: sorted((ROOT / folder).glob("*.py")) for folder in sorted({folder for folder, _ in names})}
     code = {folder: {path.name: definitions(path) for path in paths} for folder, paths in files.items()}
@@ -62,11 +58,7 @@ def listings(text: str) -> dict[str, dict[str, str]]:
 
 
 def used_files(text: str) -> list[Path]:
-    """The figures and tables that a Typst source names, below report/.
-
-    Raises:
-        UserError: when one does not exist.
-    """
+    """The figures and tables that a Typst source names, below report/."""
     paths = [REPORT / name for name in sorted(set(re.findall(r'"((?:figures|tables)/[^"]+)"', text)))]
     for path in paths:
         if not path.is_file():
@@ -75,11 +67,7 @@ def used_files(text: str) -> list[Path]:
 
 
 def sources() -> dict[str, str]:
-    """The inputs of report.typ: its listings, and a hash of everything that it is built from (kept in the PDF).
-
-    Raises:
-        UserError: when something that it names does not exist.
-    """
+    """The inputs of report.typ: its listings, and a hash of everything that it is built from (kept in the PDF)."""
     text = (REPORT / "report.typ").read_text(encoding="utf-8")
     codes = json.dumps(listings(text), sort_keys=True)
     parts = [text.encode(), codes.encode(), *(path.read_bytes() for path in used_files(text))]
@@ -89,10 +77,7 @@ def sources() -> dict[str, str]:
 
 def build(author: str = "", query: str | None = None, **settings: object) -> bytes | list[bytes] | str:
     """The report as PDF or in another format of Typst (a list of pages where there are several); or, with `query`, the
-    value of the metadata with this label, as JSON.
-
-    Raises:
-        UserError: when something is missing, or Typst refuses the text.
+    value of the metadata with this label, as JSON. UserError if something is missing, or Typst refuses the text.
     """
     try:
         import typst
@@ -108,7 +93,6 @@ def build(author: str = "", query: str | None = None, **settings: object) -> byt
 
 
 def main() -> None:
-    """The program."""
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--author", default="", metavar="TEXT", help="who hands it in, shown below the title")

@@ -1,7 +1,7 @@
 """What the programs of report/ share: Task 2's modules on the path, its programs, tables, and the look of figures.
 
-Programs of Task 1 import it before their own modules. Of the names that both tasks have it imports `cli` alone, which
-suits both.
+Programs of Task 1 put their folder on the path first. Of the names that both tasks have, `cli` alone is imported at the
+top, and either will do.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from PIL import Image
 REPORT = Path(__file__).resolve().parent
 ROOT = REPORT.parent
 ROLL, PROGRAMS = ROOT / "2d_plot_diffusion_todo", ROOT / "image_diffusion_todo"  # Task 1 and Task 2
-sys.path.insert(0, str(PROGRAMS))
+sys.path.insert(1, str(PROGRAMS))  # after the folder of the program, or Task 1's
 
 from atomic import atomic_write
 from cli import UserError, writable_folder
@@ -41,35 +41,21 @@ OUT = dict(type=writable_folder, default=REPORT, metavar="DIR", help="gets figur
 
 WIDTH = 6.3  # inches: the 16 cm of text on a page
 DPI = 175
-plt.rcParams.update(
-    {
-        "font.size": 8,
-        "axes.titlesize": 8,
-        "legend.fontsize": 7,
-        "xtick.labelsize": 7,
-        "ytick.labelsize": 7,
-        "lines.linewidth": 1.2,
-        "svg.hashsalt": "ddpm",  # the same drawing gives the same bytes
-        "grid.alpha": 0.3,
-        "grid.linewidth": 0.5,
-    }
-)
+plt.rc("font", size=8)
+plt.rc("axes", titlesize=8)
+plt.rc("legend", fontsize=7)
+plt.rc(("xtick", "ytick"), labelsize=7)
+plt.rc("lines", linewidth=1.2)
+plt.rc("grid", alpha=0.3, linewidth=0.5)
+plt.rc("svg", hashsalt="ddpm")  # the same drawing gives the same bytes
 
 
 async def run_program(name: str, *arguments: object, cwd: Path | None = None) -> None:
-    """Run one of Task 2's programs; a cancelled one is interrupted as by Ctrl-C, and may save before it ends.
-
-    Raises:
-        UserError: when it fails; it has printed why.
-    """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        PROGRAMS / name,
-        *map(str, arguments),
-        cwd=cwd,
-        stdout=asyncio.subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C in a terminal goes to this process alone, which passes it on once
-    )
+    """Run one of Task 2's programs; a UserError if it fails. A cancelled one is interrupted as by Ctrl-C, and saves."""
+    command = sys.executable, PROGRAMS / name, *map(str, arguments)
+    # In a session of its own: Ctrl-C in a terminal goes to this process alone, which passes it on once.
+    settings = dict(cwd=cwd, stdout=asyncio.subprocess.DEVNULL, start_new_session=True)
+    process = await asyncio.create_subprocess_exec(*command, **settings)
     try:
         code = await process.wait()
     except asyncio.CancelledError:
@@ -98,11 +84,7 @@ def load_model(path: Path, weights: str = "ema") -> "DiffusionModule":
 
 
 def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
-    """The rows of a CSV file. With `columns`, of a table to be extended: it must have these, or not exist yet.
-
-    Raises:
-        UserError: if it is no such table.
-    """
+    """The rows of a CSV file. With `columns`, of a table to be extended: it must have these, or not exist yet."""
     if columns and not path.exists():
         return []
     try:
@@ -145,10 +127,7 @@ def label_log_axis(axis: Axis) -> None:
 def draw_strips(strips: dict[str, Image.Image], columns: Sequence[str] = (), note: str = "") -> plt.Figure:
     """Pictures of one size below each other, enlarged by a whole factor, with their names at the left.
 
-    Args:
-        strips: the picture of each name.
-        columns: labels above the pictures, evenly spaced over their width.
-        note: text below the pictures.
+    Above are the labels `columns`, evenly spaced over the width; the note is below.
     """
     size = np.array(next(iter(strips.values())).size)
     width, height = size * max(1, round(WIDTH * DPI / size[0]))

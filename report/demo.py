@@ -73,7 +73,6 @@ def demo() -> None:
 
 
 def main() -> None:
-    """The program."""
     ArgumentParser(description=__doc__).parse_args()
     with exit_on_user_error():
         demo()

@@ -208,7 +208,6 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """The program."""
     ArgumentParser(description=__doc__).parse_args()
     with exit_on_user_error():
         for path in DOCUMENTS:

@@ -3,19 +3,10 @@
     python report/explain_predictors.py
     python report/explain_predictors.py --ckpt_path RUN/last.ckpt OTHER/last.ckpt --data_root DIR
 
-Without checkpoints, it plots for each schedule and timestep
-
-- the residual of the target after its best multiple of x_t is subtracted: what the network must add to a copy of its
-  input. For data of variance 1 it has the standard deviation sqrt(alpha-bar) for the noise and sqrt(1 - alpha-bar) for
-  x_0; for the mean, that of x_0 times the coefficient of x_0 in eq. 7, at most 0.01: a copy of the input is
-  almost right, and the useful signal is a small residual;
-- the weight that the plain loss gives to a squared error of the implied x_0 (see `prediction.loss_weights`).
-
-tables/error_growth.csv gets what a constant error of the predicted noise does to x_0 in an unclipped chain, for the
-schedules of the study (see `error_growth`).
-
-With checkpoints, it also plots the errors of the implied x_0 and of the implied noise, which are comparable between
-predictors: root mean squares over validation images, at 40 timesteps. They go to tables/predictor_errors.csv as well.
+figures/predictors.png shows `residual` and `weight_on_x0` for each schedule, and tables/error_growth.csv what a
+constant error of the predicted noise does to x_0 in an unclipped chain. With checkpoints, it also plots the errors of
+the implied x_0 and of the implied noise, which are comparable between predictors: root mean squares over validation
+images, at 40 timesteps. They go to tables/predictor_errors.csv as well.
 """
 
 from collections.abc import Iterable, Iterator
@@ -41,7 +32,10 @@ STD = 0.5  # of the pixels of the cats, roughly
 
 
 def residual(scheduler: DDPMScheduler, predictor: str) -> np.ndarray:
-    """The standard deviation of what the best multiple of x_t leaves of the target, for data of variance 1; [T]."""
+    """The standard deviation of what the best multiple of x_t leaves of the target, for data of variance 1; [T].
+
+    The network must add this to a copy of its input. For the mean it is at most 0.01: the useful signal is small.
+    """
     alpha_bar = scheduler.alphas_cumprod.double()
     of_x0 = (1 - alpha_bar).sqrt()
     sizes = {"noise": alpha_bar.sqrt(), "x0": of_x0, "mean": scheduler.posterior_mean_coef_x0.double() * of_x0}
@@ -59,11 +53,8 @@ def weight_on_x0(scheduler: DDPMScheduler, predictor: str) -> np.ndarray:
 def error_growth(scheduler: DDPMScheduler, std: float | None, first_only: bool) -> float:
     """How far an error of 1 in the predicted noise shifts the x_0 at the end of the chain of eq. 11.
 
-    Args:
-        scheduler: the schedule.
-        std: the network is exact for Gaussian data of this standard deviation, but for the error. None: its prediction
-            ignores shifts of x_t altogether.
-        first_only: the error is made in the first step only, at t = T - 1; otherwise in each step.
+    But for the error, the network is exact for Gaussian data of deviation `std`; None: its prediction ignores shifts of
+    x_t altogether. The error is made in each step or, with `first_only`, at t = T - 1.
     """
     T, alpha_bars, shift = scheduler.num_train_timesteps, scheduler.alpha_bars, 0.0
     for t in reversed(range(T)):
@@ -87,20 +78,20 @@ def growth_rows() -> list[dict[str, object]]:
 
 
 def draw_schedules(T: int) -> plt.Figure:
-    """Both quantities for all schedules and predictors."""
+    """Residual and weight for all schedules and predictors."""
     fig, axes = plt.subplots(2, 3, figsize=(common.WIDTH, 3.2), sharex=True, sharey="row", layout="constrained")
     for (top, bottom), mode in zip(axes.T, MODES, strict=True):
         scheduler = DDPMScheduler(T, 1e-4, 0.02, mode)
-        for ax, quantity in ((top, residual), (bottom, weight_on_x0)):
-            for predictor in PREDICTORS:
+        for predictor in PREDICTORS:
+            for ax, quantity in ((top, residual), (bottom, weight_on_x0)):
                 ax.plot(quantity(scheduler, predictor), STYLES[predictor], color="black", label=predictor)
-            ax.set_yscale("log")
-            ax.grid()
-        top.set_title(f"{mode} schedule")
-        bottom.set_xlabel("timestep t")
+        top.set(title=f"{mode} schedule", yscale="log")
+        bottom.set(xlabel="timestep t", yscale="log", ylim=(1e-6, 2))
     axes[0, 0].set_ylabel("residual of\nthe target")
-    axes[1, 0].set(ylabel="weight of an\nerror of $x_0$", ylim=(1e-6, 2))
+    axes[1, 0].set_ylabel("weight of an\nerror of $x_0$")
     axes[0, 0].legend(loc="lower left")
+    for ax in axes.flat:
+        ax.grid()
     return fig
 
 
@@ -137,7 +128,6 @@ def draw_errors(rows: list[dict[str, object]]) -> plt.Figure:
 
 
 def main() -> None:
-    """The program."""
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--ckpt_path", type=Path, nargs="+", default=[], metavar="FILE", help="trained models to measure")

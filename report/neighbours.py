@@ -3,11 +3,11 @@
     python report/neighbours.py --samples DIR --data_root DIR
 
 figures/neighbours.png shows the 8 samples with the smallest feature distance to a training image, and the nearest
-training images below them. tables/neighbours.csv compares the samples with validation images, which the model has not
-seen: the median distance to the nearest training image, and the shares of samples that are closer to one than the
-median validation image, and than all but the closest 5 %. Samples as new as validation images have shares of about 0.5
-and 0.05; by pixels, smooth samples have larger ones. All images are compared at the size of the samples. By pixels,
-training images are mirrored as well.
+training images below them. tables/neighbours.csv compares samples and validation images, which the model has not seen:
+the median distance to the nearest training image, and the shares of samples that are closer to one than the median
+validation image, and than all but the closest 5 %. Samples as new as validation images have shares of about 0.5 and
+0.05; by pixels, smooth samples have larger ones. All images have the size of the samples. By pixels, training images
+are mirrored as well.
 """
 
 from pathlib import Path
@@ -64,7 +64,6 @@ def comparison(samples: torch.Tensor, validation: torch.Tensor) -> dict[str, str
 
 
 def main() -> None:
-    """The program."""
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--samples", type=Path, required=True, metavar="DIR", help="images of one size, from sampling.py")

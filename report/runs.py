@@ -49,30 +49,18 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """The run in a folder.
-
-    Raises:
-        OSError, ValueError, KeyError, TypeError: if it is incomplete or damaged.
-    """
+    """The run in a folder; OSError, ValueError, KeyError or TypeError if it is incomplete or damaged."""
     config = OLD_CONFIG | json.loads((folder / "config.json").read_text(encoding="utf-8"))
     losses = [(int(row["step"]), float(row["loss"])) for row in common.read_table(folder / "stats.csv")]
     if not losses:
         raise UserError("no losses in stats.csv yet")
     checkpoint = read_checkpoint(folder / "last.ckpt")
-    row = {
-        **{name: config[name] for name in KEY},
-        "seed": config["seed"],
-        "steps": checkpoint["training"]["step"],
-        "batch_size": config["batch_size"],
-        "image_resolution": config["image_resolution"],
-        "ch": config["ch"],
-        "T": config["num_diffusion_train_timesteps"],
-        "num_images": config["num_images"],
-        "classes": " ".join(config["classes"]),
-        "synthetic_faces": config["synthetic_faces"],
-        "last_loss": f"{losses[-1][1]:.6f}",
-        "weights": sum(weight.numel() for weight in checkpoint["state_dict"].values()),
-    }
+    row = {name: config[name] for name in (*KEY, "seed")} | {"steps": checkpoint["training"]["step"]}
+    row |= {name: config[name] for name in ("batch_size", "image_resolution", "ch")}
+    row |= {"T": config["num_diffusion_train_timesteps"], "num_images": config["num_images"]}
+    row |= {"classes": " ".join(config["classes"]), "synthetic_faces": config["synthetic_faces"]}
+    weights = sum(weight.numel() for weight in checkpoint["state_dict"].values())
+    row |= {"last_loss": f"{losses[-1][1]:.6f}", "weights": weights}
     return Run(folder, config, row, losses)
 
 
@@ -118,19 +106,12 @@ def choose_runs(runs: Iterable[Run]) -> dict[Key, Run]:
 
 def flags_of(key: Key) -> str:
     """The flags of train.py for a combination."""
-    return " ".join(
-        f"--{name} {value}"
-        for name, value in zip(KEY, key, strict=True)
-        if name not in OLD_CONFIG or value != OLD_CONFIG[name]
-    )
+    values = {name: value for name, value in zip(KEY, key, strict=True) if OLD_CONFIG.get(name) != value}
+    return " ".join(f"--{name} {value}" for name, value in values.items())
 
 
 def read_distances(files: Iterable[Path]) -> list[dict[str, Any]]:
-    """The results that fid/measure_fid.py --json wrote, each with its "file".
-
-    Raises:
-        OSError, UserError: for other files, or distances that cannot be compared.
-    """
+    """The results that fid/measure_fid.py --json wrote, each with its "file"; UserError if they cannot be compared."""
     results = []
     for path in files:
         try:
@@ -161,17 +142,10 @@ def settings_of(folder: Path, count: int) -> dict[str, Any]:
 def best_of(
     results: Sequence[dict[str, Any]], samples: Sequence[Path], runs: Iterable[Run]
 ) -> tuple[dict[str, object], Path]:
-    """All that is known about the lowest distance, and the folder of its samples.
+    """All that is known about the lowest distance, and the folder of its samples; UserError if these are not found.
 
-    Samples name the hash of their model, and the run is the one whose checkpoint has this hash.
-
-    Args:
-        results: see `read_distances`.
-        samples: the folder of each result's samples, or empty: where they were when they were measured.
-        runs: see `find_runs`.
-
-    Raises:
-        OSError, UserError: if the samples or the run cannot be found.
+    Samples name the hash of their model, and the run is the one whose checkpoint has this hash. `samples` are the
+    folders of the results' samples, if these are no longer where they were measured.
     """
     best = min(range(len(results)), key=lambda i: results[i]["distance"])
     result = results[best]

@@ -34,7 +34,6 @@ def read_grey(folder: Path) -> np.ndarray:
 
 
 def main() -> None:
-    """The program."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="images of one size")
     parser.add_argument("--out", type=writable_file, required=True, metavar="FILE", help="the table")

@@ -52,10 +52,10 @@ SMOKE_SECONDS = 600  # for each command
 
 
 class Member(NamedTuple):
-    """An entry of a zip, or of a folder that becomes one. `kind` is file, folder or other; `size` is in bytes."""
+    """A file of a zip, or of a folder that becomes one; its size in bytes. A link or a device is no file."""
 
     name: str
-    kind: str
+    is_file: bool
     size: int
     read: Callable[[], bytes]
 
@@ -66,10 +66,9 @@ def folder_members(folder: Path) -> Iterator[Member]:
         raise UserError(f"{folder} is not a folder")
     for path in folder.rglob("*"):
         name = path.relative_to(folder.parent).as_posix()
-        if not left_out(name):
-            status = path.lstat()
-            kind = {stat.S_IFREG: "file", stat.S_IFDIR: "folder"}.get(stat.S_IFMT(status.st_mode), "other")
-            yield Member(name, kind, status.st_size, path.read_bytes)
+        status = path.lstat()
+        if not left_out(name) and not stat.S_ISDIR(status.st_mode):
+            yield Member(name, stat.S_ISREG(status.st_mode), status.st_size, path.read_bytes)
 
 
 def zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
@@ -83,9 +82,9 @@ def zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
             raise UserError(f"cannot be read: {error}") from None
 
     for info in archive.infolist():
-        is_file = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
-        kind = "folder" if info.is_dir() else "file" if is_file else "other"
-        yield Member(info.filename.removesuffix("/"), kind, info.file_size, lambda info=info: read(info))
+        if not info.is_dir():
+            is_file = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
+            yield Member(info.filename, is_file, info.file_size, lambda info=info: read(info))
 
 
 def left_out(name: str) -> str | None:
@@ -106,7 +105,7 @@ def check(members: list[Member]) -> tuple[dict[str, bytes], dict[str, str]]:
     """The contents of the files, and what is wrong with the others, both by name."""
     if len(members) > MAX_FILES:
         ((place, _),) = Counter("/".join(member.name.split("/")[:2]) for member in members).most_common(1)
-        return {}, {place: f"is where most of {len(members)} files and folders are, more than {MAX_FILES} in all"}
+        return {}, {place: f"is where most of {len(members)} files are, more than {MAX_FILES} in all"}
     if around := {name.split("/")[0] for name, *_ in members if name.partition("/")[2] in REQUIRED[1:]}:
         return {}, {name: "is a folder around what is handed in: make the zip from its contents" for name in around}
     contents, faults = {}, {}
@@ -116,8 +115,7 @@ def check(members: list[Member]) -> tuple[dict[str, bytes], dict[str, str]]:
                 faults[part] = "is not handed in: take it out"
                 continue
             check_place(member)
-            if member.kind != "folder":
-                contents[member.name] = read_source(member)
+            contents[member.name] = read_source(member)
         except UserError as error:
             faults[member.name] = str(error)
     missing = [name for name in REQUIRED if name not in contents and name not in faults]
@@ -131,7 +129,7 @@ def check_place(member: Member) -> None:
         raise UserError("names a place outside the zip, or one that not all systems know")
     if parts[0] not in (REPORT, *FILES):
         raise UserError(f"does not belong there: a zip holds {REPORT}, {ROLL}/ and {FACES}/")
-    if member.kind == "other":
+    if not member.is_file:
         raise UserError("is a link or a device: put the file itself there")
 
 
@@ -204,7 +202,6 @@ def run_programs(content: bytes, root: Path) -> None:
 
 
 def main() -> None:
-    """The program."""
     parser = ArgumentParser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--id", metavar="ID", help="make ID_lab1.zip")
@@ -231,7 +228,7 @@ def main() -> None:
             members = [member for folder in FILES for member in folder_members(args.root / folder)]
             report = args.report or args.root / "report" / REPORT
             if report.exists():
-                members.append(Member(REPORT, "file", report.stat().st_size, report.read_bytes))
+                members.append(Member(REPORT, True, report.stat().st_size, report.read_bytes))
         contents, faults = check(members)
         for place, fault in faults.items():
             print(f"{parser.prog}: error: {one_line(f'{place} {fault}')}", file=sys.stderr)

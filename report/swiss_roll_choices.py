@@ -14,12 +14,11 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from multiprocessing import get_context
+from pathlib import Path
 from statistics import mean
 from unittest.mock import patch
 
-import common
-
-sys.path.insert(0, str(common.ROLL))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "2d_plot_diffusion_todo"))
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import common
 from chamferdist import chamfer_distance
 from cli import ArgumentParser, exit_on_user_error, int_range
 from dataset import TwoDimDataClass, get_data_iterator
@@ -122,7 +122,6 @@ def run(variant: str, seed: int) -> dict[str, str]:
 
 
 def main() -> None:
-    """The program."""
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--seeds", type=int_range(1), default=3, help="run each variant with the seeds 0 to N-1")

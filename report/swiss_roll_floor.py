@@ -8,16 +8,16 @@ noisy points, at the middle of 50 bins of timesteps; `share` is the part of the 
 """
 
 import sys
+from pathlib import Path
 
-import common
-
-sys.path.insert(0, str(common.ROLL))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "2d_plot_diffusion_todo"))
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import trange
 
+import common
 from cli import ArgumentParser, exit_on_user_error, int_range
 from common import plt
 from dataset import TwoDimDataClass, get_data_iterator
@@ -72,7 +72,6 @@ def draw(rows: list[dict[str, object]]) -> plt.Figure:
 
 
 def main() -> None:
-    """The program."""
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--num_iterations", type=int_range(1), default=5000, help="training steps")

@@ -42,7 +42,6 @@ def draw_curve(rows: list[dict[str, str]]) -> plt.Figure:
 
 
 def main() -> None:
-    """The program."""
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--run", type=Path, required=True, metavar="DIR", help="a folder of train.py")

@@ -35,12 +35,9 @@ PRECONDITIONED = {"parametrization": "preconditioned", "loss_weight": "min-snr"}
 
 def make_run(root, mode, predictor, name="11-24-120000", step=100, size=SIZE, weights=0, **config):
     """The folder of a run as train.py leaves it, of an untrained network."""
-    config = {
-        **{"mode": mode, "predictor": predictor, "parametrization": "direct", "loss_weight": "none", "seed": 63},
-        **{"batch_size": 4, "image_resolution": size, "num_diffusion_train_timesteps": T, "use_cfg": False, "ch": 32},
-        **{"ch_mult": [1], "learning_rate": 1e-3, "classes": ["cat", "wild"], "num_images": 12},
-        "synthetic_faces": False,
-    } | config
+    config = dict(parametrization="direct", loss_weight="none", seed=63, batch_size=4, use_cfg=False, ch=32) | config
+    config |= dict(mode=mode, predictor=predictor, image_resolution=size, num_diffusion_train_timesteps=T, ch_mult=[1])
+    config |= dict(learning_rate=1e-3, classes=["cat", "wild"], num_images=12, synthetic_faces=False)
     folder = root / f"predictor_{predictor}" / f"beta_{mode}" / name
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
@@ -50,8 +47,7 @@ def make_run(root, mode, predictor, name="11-24-120000", step=100, size=SIZE, we
     ddpm = DiffusionModule(network, schedule, predictor, parametrization=config["parametrization"])
     last = {name: weight + 0.1 for name, weight in network.state_dict().items()}
     write_checkpoint(ddpm.checkpoint() | {"training": {"step": step, "network": last}}, folder / "last.ckpt")
-    rows = [f"{s},{1 / s:.6f},0.001,5.00\n" for s in range(50, step + 1, 50)]
-    (folder / "stats.csv").write_text("step,loss,learning_rate,images_per_second\n" + "".join(rows))
+    write(folder / "stats.csv", [{"step": s, "loss": f"{1 / s:.6f}"} for s in range(50, step + 1, 50)])
     return folder
 
 
@@ -72,11 +68,11 @@ def folder_of(root, mode, predictor, form="direct"):
     return folder
 
 
-def chain_of(folder, count, clip_x0=False):
-    """All x_t and x_0 [T + 1, count, ...] of the reverse chains of seed 0, straight from the scheduler's steps."""
+def chain_of(folder, clip_x0=False):
+    """All x_t and x_0 [T + 1, 8, ...] of the reverse chains of seed 0, straight from the scheduler's steps."""
     ddpm = DiffusionModule(None, None).eval()
     ddpm.load(folder / "last.ckpt")
-    noise = ImageNoise(0, range(count), SIZE, torch.device("cpu"))
+    noise = ImageNoise(0, range(8), SIZE, torch.device("cpu"))
     x_t, x_0, schedule = [noise(None)], [], ddpm.var_scheduler
     with torch.no_grad():
         for t in reversed(range(T)):
@@ -88,18 +84,17 @@ def chain_of(folder, count, clip_x0=False):
     return torch.stack(x_t), torch.stack([*x_0, x_t[-1]])
 
 
-def shown(path, rows, per_row, per_run=1, bottom=0):
-    """The images in a figure, bytes [rows, per_run, per_row, SIZE, SIZE, 3]; they were enlarged by a whole factor."""
-    width, height = (SIZE + 2) * per_row + 2, (SIZE + 2) * per_run + 2
+def shown(path, rows, per_row, bottom=0):
+    """The images in a figure, bytes [rows, per_row, SIZE, SIZE, 3]; they were enlarged by a whole factor."""
+    width, height = (SIZE + 2) * per_row + 2, SIZE + 4
     scale = round(1102.5 / width)
     figure = np.asarray(Image.open(path).convert("RGB"))
     end = figure.shape[0] - bottom
     figure = figure[end - scale * height * rows : end, -scale * width :]
     small = figure[scale // 2 :: scale, scale // 2 :: scale]
     assert np.array_equal(np.repeat(np.repeat(small, scale, 0), scale, 1), figure)
-    small = small.reshape(rows, height, width, 3)[:, 2:, 2:]
-    images = small.reshape(rows, per_run, SIZE + 2, per_row, SIZE + 2, 3)[:, :, :SIZE, :, :SIZE]
-    return images.transpose(0, 1, 3, 2, 4, 5)
+    images = small.reshape(rows, height, width, 3)[:, 2:-2, 2:].reshape(rows, SIZE, per_row, SIZE + 2, 3)
+    return images[:, :, :, :SIZE].transpose(0, 2, 1, 3, 4)
 
 
 def same(images, expected):
@@ -120,19 +115,20 @@ def test_all_products_show_their_runs(program, all_runs, tmp_path, faces):
     products |= {"figures/trajectories_preconditioned.png"}
     assert made(out) == products and all(f"out/{path}" in run.stdout for path in products)
 
-    rows = shown(out / TRAJECTORIES, 6, 10)[:, 0]
+    rows = shown(out / TRAJECTORIES, 6, 10)
     for x_t, x_0, mode in zip(rows[::2], rows[1::2], MODES, strict=True):
-        chain = chain_of(folder_of(all_runs, mode, "noise"), 8)
+        chain = chain_of(folder_of(all_runs, mode, "noise"))
         assert same(x_t, chain[0][FRAMES, 0]) and same(x_0, chain[1][FRAMES, 0])
-    assert np.array_equal(rows[0, 0], rows[2, 0]) and np.array_equal(rows[0, 0], rows[4, 0])
-    x_t, _ = shown(out / "figures/trajectories_preconditioned.png", 2, 10)[:, 0]
-    assert same(x_t, chain_of(folder_of(all_runs, "cosine", "noise", "preconditioned"), 8, clip_x0=True)[0][FRAMES, 0])
+        assert np.array_equal(x_t[0], rows[0, 0])  # the same noise
+    x_t, _ = shown(out / "figures/trajectories_preconditioned.png", 2, 10)
+    chain = chain_of(folder_of(all_runs, "cosine", "noise", "preconditioned"), clip_x0=True)
+    assert same(x_t, chain[0][FRAMES, 0])
 
     rows = [("direct", predictor, clip) for predictor in PREDICTORS for clip in (False, True)]
     rows += [("preconditioned", predictor, True) for predictor in PREDICTORS]
-    *images, real = shown(out / SAMPLES, 10, 8)[:, 0]
+    *images, real = shown(out / SAMPLES, 10, 8)
     for row, (form, predictor, clip) in zip(images, rows, strict=True):
-        assert same(row, chain_of(folder_of(all_runs, "cosine", predictor, form), 8, clip)[0][-1])
+        assert same(row, chain_of(folder_of(all_runs, "cosine", predictor, form), clip)[0][-1])
     val = CachedAFHQDataset(faces, "val", SIZE)
     assert same(real, torch.stack([val[i % len(val)][0] for i in range(8)]))
 
@@ -141,9 +137,9 @@ def test_all_products_show_their_runs(program, all_runs, tmp_path, faces):
         *[("direct", predictor, mode) for predictor in PREDICTORS for mode in MODES],
         *[("preconditioned", predictor, "cosine") for predictor in PREDICTORS],
     ]
-    expected = {"loss_weight": "none", "seed": "63", "steps": "200", "batch_size": "4", "image_resolution": "8"}
-    expected |= {"ch": "32", "T": "12", "num_images": "12", "classes": "cat wild", "synthetic_faces": "False"}
-    expected |= {"last_loss": "0.005000", "weights": str(sum(p.numel() for p in UNet(T=T, **SMALL_UNET).parameters()))}
+    expected = {"loss_weight": "none", "seed": "63", "steps": "200", "T": "12", "num_images": "12"}
+    expected |= {"classes": "cat wild", "synthetic_faces": "False", "last_loss": "0.005000"}
+    expected |= {"weights": str(sum(p.numel() for p in UNet(T=T, **SMALL_UNET).parameters()))}
     assert expected.items() <= rows[2].items()
     drawing = (out / LOSSES).read_text()
     assert all(f'id="{predictor}-{mode}"' in drawing for predictor in PREDICTORS for mode in MODES)
@@ -158,14 +154,12 @@ def test_flags_choose_what_is_shown_and_missing_runs_are_named(program, all_runs
     run = program(FIGURES, "--runs", "runs", "--out", "out", "--predictor", "x0")
     assert run.returncode == 0, run.stderr
     quad, mean = "--mode quad --predictor x0", "--mode linear --predictor mean"
-    assert [line for line in run.stdout.splitlines() if line.startswith("missing")] == [
-        f"missing in {LOSSES}: {quad}, {mean}",
-        f"missing in {TRAJECTORIES}: {quad}",
-        f"missing in {COLOUR}: {quad}",
-        f"missing in {SAMPLES}: {mean}",
-    ]
-    for row, mode in zip(shown(tmp_path / "out" / TRAJECTORIES, 4, 10)[::2, 0], ("linear", "cosine"), strict=True):
-        assert same(row, chain_of(folder_of(tmp_path / "runs", mode, "x0"), 8)[0][FRAMES, 0])
+    missing = {LOSSES: f"{quad}, {mean}", TRAJECTORIES: quad, COLOUR: quad, SAMPLES: mean}
+    assert re.findall("^missing in (.*): (.*)$", run.stdout, re.MULTILINE) == [*missing.items()]
+    for row, mode in zip(shown(tmp_path / "out" / TRAJECTORIES, 4, 10)[::2], ("linear", "cosine"), strict=True):
+        assert same(row, chain_of(folder_of(tmp_path / "runs", mode, "x0"))[0][FRAMES, 0])
+    for row, predictor in zip(shown(tmp_path / "out" / SAMPLES, 4, 8)[::2], ("noise", "x0"), strict=True):
+        assert same(row, chain_of(folder_of(tmp_path / "runs", "linear", predictor))[0][-1])
     assert not any("preconditioned" in path for path in made(tmp_path / "out"))
 
 
@@ -174,7 +168,7 @@ def test_the_mean_colour_is_that_of_the_chains_and_of_noised_images(all_runs):
     (ax,) = figures.draw_mean_colour([run], real, torch.device("cpu")).axes
     lines = {line.get_label(): line.get_ydata() for line in ax.lines}
     for label, clip_x0 in [("not clipped", False), ("clipped", True)]:
-        means = chain_of(run.folder, 8, clip_x0)[0].mean(dim=(3, 4))
+        means = chain_of(run.folder, clip_x0)[0].mean(dim=(3, 4))
         assert np.allclose(lines[label], means.square().mean(dim=(1, 2)).sqrt(), atol=1e-5)
     torch.manual_seed(0)
     noised = real.repeat(20_000, 1, 1, 1)
@@ -248,8 +242,8 @@ def test_a_run_of_train_py_on_synthetic_faces(program, faces, tmp_path):
     assert row["synthetic_faces"] == "True" and row["classes"] == "cat dog wild" and row["steps"] == "6"
     assert row["last_loss"] == read_table(folder / "stats.csv")[-1]["loss"]
     note = 35  # pixels below the images
-    images, _ = shown(tmp_path / "out" / TRAJECTORIES, 2, 10, bottom=note)[:, 0]
-    assert same(images, chain_of(folder, 8)[0][FRAMES, 0])
+    images, _ = shown(tmp_path / "out" / TRAJECTORIES, 2, 10, bottom=note)
+    assert same(images, chain_of(folder)[0][FRAMES, 0])
     assert (np.asarray(Image.open(tmp_path / "out" / TRAJECTORIES).convert("L"))[-note:] < 100).any()
 
 
@@ -284,9 +278,9 @@ def test_many_losses_become_few_points_with_the_same_mean():
 
 def measured(path, gen_dir, distance, **changes):
     """What fid/measure_fid.py --json writes."""
-    result = {"name": "FID", "distance": distance, "dims": 2048, "gt_dir": "eval", "gt_images": 5, "gt_sizes": ["8x8"]}
-    result |= {"gt_synthetic": False, "gen_dir": str(gen_dir), "gen_images": 3, "gen_sizes": ["8x8"], "device": "cpu"}
-    path.write_text(json.dumps(result | {"weights_sha256": "abc"} | changes))
+    result = dict(name="FID", distance=distance, gt_images=5, gt_sizes=["8x8"], gt_synthetic=False, gen_images=3)
+    result |= dict(gen_dir=str(gen_dir), gen_sizes=["8x8"], weights_sha256="abc") | changes
+    path.write_text(json.dumps(result))
     return path
 
 
@@ -365,7 +359,7 @@ def test_ctrl_c_ends_in_one_line_and_leaves_whole_files(program, all_runs, tmp_p
     monkeypatch.setattr(image_grid, "trajectory_frames", interrupted)
     run = program(FIGURES, "--runs", all_runs / "preconditioned", "--out", "out")
     assert run.returncode == 130 and len(run.stderr.splitlines()) == 1
-    assert made(tmp_path / "out") == {"figures/schedules.svg", SAMPLES, "tables/runs.csv"}  # samples of one run
+    assert made(tmp_path / "out") == {"figures/schedules.svg", "tables/runs.csv"}
 
 
 def test_results_of_task_1_are_copied_and_files_of_other_runs_are_named(program, tmp_path):
