@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cli import UserError
-from module import AttnBlock, DownSample, ResBlock, TimeEmbedding, UpSample, xavier_init
+from module import AttnBlock, DownSample, ResBlock, TimeEmbedding, UpSample
 from network import UNet
 from oracles import awake, max_difference
 
@@ -98,11 +98,6 @@ def test_a_patch_is_seen_and_predicted_whole(patch_size):
     assert torch.equal(net(x, 1), x)
 
 
-def test_labels_need_a_conditional_network():
-    with pytest.raises(ValueError, match="without use_cfg"):
-        UNet(**SMALL)(torch.randn(1, 3, 16, 16), torch.tensor([1]), torch.tensor([1]))
-
-
 def test_labels_are_dropped_at_random_in_training_only():
     net = UNet(**SMALL, use_cfg=True, num_classes=2, cfg_dropout=0.3)
     seen = []
@@ -116,6 +111,8 @@ def test_labels_are_dropped_at_random_in_training_only():
     assert torch.equal(seen[-1], label)
     net(x, 1)
     assert torch.equal(seen[-1], torch.zeros(4000, dtype=torch.long))
+    with pytest.raises(ValueError, match="use_cfg"):
+        UNet(**SMALL)(x, 1, label)
 
 
 def test_attention_is_softmax_attention():
@@ -147,19 +144,6 @@ def test_sampling_blocks_take_every_second_pixel_and_repeat_pixels():
     x = torch.randn(2, 32, 4, 6)
     assert torch.equal(down(x), x[..., ::2, ::2])
     assert torch.equal(up(x), x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
-
-
-@pytest.mark.parametrize(
-    ("layer", "fans"),
-    [(torch.nn.Conv2d(32, 96, 3), 9 * (32 + 96)), (torch.nn.Conv2d(64, 32, 1), 96), (torch.nn.Linear(64, 256), 320)],
-)
-def test_layers_start_xavier_uniform_with_zero_bias(layer, fans):
-    """Uniform up to sqrt(6 / (inputs + outputs)) (Glorot & Bengio, 2010, eq. 16)."""
-    bound = (6 / fans) ** 0.5
-    weight = xavier_init(layer).weight
-    assert 0.99 * bound < weight.abs().max() <= bound
-    assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)
-    assert not layer.bias.any()
 
 
 def test_only_last_layers_of_branches_start_near_0():

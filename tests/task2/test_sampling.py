@@ -103,18 +103,15 @@ def test_each_image_holds_its_class_by_name(sample, tmp_path, classes, expected)
         assert refused(sample("out", "--use_cfg", "--num_samples", 3), "classes")
 
 
-def test_a_class_without_a_name_is_chosen_by_its_number(program, model, tmp_path):
+def test_a_class_without_a_name_is_chosen_by_its_number(sample, model, tmp_path):
     ddpm = DiffusionModule(None, None)
     ddpm.load(model)
     ddpm.classes = None
-    ddpm.save(tmp_path / "model.ckpt")
-    command = ["sampling.py", "--ckpt_path", "model.ckpt", "--num_samples", 1, "--use_cfg", "--classes"]
-    images = []
-    for name, path in [("3", "model.ckpt"), ("é", model)]:
-        run = program(*command, name, "--save_dir", name, "--ckpt_path", path)
+    ddpm.save(tmp_path / "nameless.ckpt")
+    for name, path in [("3", "nameless.ckpt"), ("é", model)]:
+        run = sample(name, "--num_samples", 1, "--use_cfg", "--classes", name, "--ckpt_path", path)
         assert run.returncode == 0, run.stderr
-        images.append(pixels(tmp_path / name / "0.png"))
-    assert np.array_equal(*images)
+    assert np.array_equal(pixels(tmp_path / "3/0.png"), pixels(tmp_path / "é/0.png"))
 
 
 def test_images_that_are_complete_are_not_made_again(sample, tmp_path):
@@ -172,9 +169,8 @@ def test_a_folder_of_other_settings_or_other_images_is_refused_and_left_alone(sa
     other = torch.load(model, weights_only=True)
     other["state_dict"]["head.bias"] += 1
     torch.save(other, tmp_path / "other.ckpt")
-    assert refused(
-        sample("out", "--num_samples", 3, *SAMPLERS["ddim_with_noise"], "--ckpt_path", "other.ckpt"), "model"
-    )
+    flags = [*SAMPLERS["ddim_with_noise"], "--ckpt_path", "other.ckpt"]
+    assert refused(sample("out", "--num_samples", 3, *flags), "model")
 
 
 def test_only_images_that_the_fid_program_would_measure_are_in_the_way(sample, tmp_path):
@@ -242,9 +238,9 @@ def test_wrong_flags_are_one_line_and_leave_nothing(sample, tmp_path, flags, cul
     assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
 
 
-def test_a_run_folder_stands_for_its_checkpoint_and_right_flags_are_taken(program, model):
-    flags = ["--mode", "linear", "--beta_1", "1e-4", "--beta_T", 0.3, "--predictor", "noise", "--num_samples", 1]
-    run = program("sampling.py", "--ckpt_path", model.parent, "--save_dir", "out", *flags)
+def test_a_run_folder_stands_for_its_checkpoint_and_right_flags_are_taken(sample, model):
+    flags = ["--mode", "linear", "--beta_1", "1e-4", "--beta_T", 0.3, "--predictor", "noise"]
+    run = sample("out", "--num_samples", 1, "--ckpt_path", model.parent, *flags)
     assert run.returncode == 0, run.stderr
 
 
