@@ -127,6 +127,16 @@ def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (64, 64)) -> 
     return path
 
 
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """The folder is marked read-only during the block."""
+    folder.chmod(0o555)
+    try:
+        yield
+    finally:
+        folder.chmod(0o755)
+
+
 @pytest.fixture
 def pets(tmp_path) -> Path:
     """A data root of noise: training images dog0 .. dog4, cat0 .. cat2, validation images dog0, dog1, cat0, cat1."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import write_image
+from conftest import read_only, write_image
 from dataset import AFHQDataModule, AFHQDataset, get_data_iterator, tensor_to_pil_image, to_tensor
 from eval_images import make_eval_images
 from images import read_image, resize
@@ -282,20 +282,16 @@ def test_a_damaged_cache_is_made_anew(module, decoded, root):
 
 
 def test_a_read_only_set_is_cached_in_the_users_folder_unless_it_has_a_cache(module, decoded, root, tmp_path):
-    root.chmod(0o555)
-    try:
+    with read_only(root):
         for _ in range(2):
             module().train_ds.decode()
-        assert len(decoded) == 8 and not (root / ".cache").exists()
-        (cache,) = (tmp_path / "users cache").rglob("*.npz")
-        root.chmod(0o755)
-        (root / ".cache").mkdir()
-        cache.rename(root / ".cache" / cache.name)
-        root.chmod(0o555)
+    assert len(decoded) == 8 and not (root / ".cache").exists()
+    (cache,) = (tmp_path / "users cache").rglob("*.npz")
+    (root / ".cache").mkdir()
+    cache.rename(root / ".cache" / cache.name)
+    with read_only(root):
         module().train_ds.decode()
-        assert len(decoded) == 8
-    finally:
-        root.chmod(0o755)
+    assert len(decoded) == 8
 
 
 def test_without_a_place_for_the_cache_training_goes_on(module, root, tmp_path):

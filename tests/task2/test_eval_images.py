@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import write_image
+from conftest import read_only, write_image
 from eval_images import check_eval_complete, make_eval_images
 from images import list_images, read_image, resize
 from oracles import refused
@@ -155,12 +155,8 @@ def test_a_full_disk_is_named_and_leaves_the_old_eval(pets):
 
 
 def test_a_read_only_set_gets_no_eval(pets):
-    pets.chmod(0o555)
-    try:
-        with pytest.raises(PermissionError, match="afhq is read-only"):
-            make_eval_images(pets)
-    finally:
-        pets.chmod(0o755)
+    with read_only(pets), pytest.raises(PermissionError, match="afhq is read-only"):
+        make_eval_images(pets)
 
 
 def test_what_was_removed_from_eval_or_added_to_it_is_noticed(program, pets):

@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 
-from conftest import write_image
+from conftest import read_only, write_image
 from data_folder import is_synthetic
 from dataset import AFHQDataset
 from synthetic_faces import KINDS, synthetic_face, write_synthetic_set
@@ -64,13 +64,9 @@ def test_a_stopped_run_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_read_only_place_is_left_alone(tmp_path):
-    tmp_path.chmod(0o555)
-    try:
-        with pytest.raises(PermissionError, match="read-only"):
-            write_synthetic_set(tmp_path / "data" / "afhq", 2)
-        assert not list(tmp_path.iterdir())
-    finally:
-        tmp_path.chmod(0o755)
+    with read_only(tmp_path), pytest.raises(PermissionError, match="read-only"):
+        write_synthetic_set(tmp_path / "data" / "afhq", 2)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("mine", ["train/cat/mine.jpg", ".git/mine.png"])
