@@ -10,7 +10,6 @@ from PIL import Image
 
 from conftest import SMALL_FLAGS
 from dataset import AFHQDataModule
-from images import read_image
 from oracles import only_run, refused
 
 STRANGE = os.fsdecode(b"caf\xe9\n.png") if sys.platform != "darwin" else "two\nlines.png"
@@ -58,15 +57,6 @@ def test_what_is_left_is_the_whole_images_with_their_labels(root, broken):
             (x, same_label), (y, _) = train[i], train.__getitems__([i])[0]
             assert color(x) == (int(path.stem), label - 1) and same_label == label and torch.equal(x, y)
         assert [reason.split(":")[0] for reason in train.skipped] == list(map(str, broken))
-
-
-def test_batches_hold_each_whole_image_once_with_its_label(root, broken):
-    data = AFHQDataModule(root, 3, image_resolution=8, skip_broken=True)
-    batches = data.train_batches(seed=0)
-    pairs = [pair for step in range(3) for pair in zip(*batches[step], strict=True)]
-    assert all(color(x)[1] == label - 1 for x, label in pairs)
-    assert sorted(color(x) for x, _ in pairs) == [(r, g) for r in range(5) for g in range(2) if (r, g) != (3, 0)]
-    assert sum(len(labels) for _, labels in data.train_dataloader()) == 9
     with pytest.raises(ValueError, match=r"--batch_size: 10 .* 9 images"):
         AFHQDataModule(root, 10, image_resolution=8, skip_broken=True).train_batches(0)
 
@@ -87,19 +77,6 @@ def test_an_image_counts_from_when_it_is_repaired_to_when_it_breaks(root, broken
         assert len(train) == 10 and train.skipped == []
     broken[0].write_bytes(b"hello")
     assert len(training_set(root)) == 9
-
-
-def test_an_image_that_could_not_be_read_for_a_moment_counts_once_it_was_read(root, monkeypatch):
-    def unreadable(path):
-        if path.name == "3.png":
-            raise OSError(5, "Input/output error", str(path))
-        return read_image(path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("images.read_image", unreadable)
-        assert len(training_set(root)) == 8
-    assert len(training_set(root, skip_broken=False)) == 10
-    assert len(training_set(root)) == 10
 
 
 # The program.
