@@ -69,7 +69,7 @@ async def run_program(name: str, *arguments: object, cwd: Path | None = None) ->
 
 async def measure(gt_dir: Path, gen_dir: Path, *flags: object) -> dict[str, Any]:
     """The result of measure_fid.py, which is kept in a JSON file beside `gen_dir`."""
-    result = gen_dir.with_suffix(".json")
+    result = gen_dir.with_name(f"{gen_dir.name}.json")
     await run_program("fid/measure_fid.py", gt_dir, gen_dir, *flags, "--json", result)
     return json.loads(result.read_text())
 

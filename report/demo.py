@@ -44,38 +44,33 @@ def demo_runs() -> list[Path]:
     return [folder for folder, config in configs.items() if ours <= config.items()]
 
 
-def demo() -> None:
-    """All commands of the demo."""
-    run(ROLL, "ddpm_tutorial.py")
-
-    for folder in (DEMO, *demo_runs()):
-        shutil.rmtree(folder, ignore_errors=True)
-    run(FACES, f"dataset.py --data_root {DATA} --synthetic 300 --image_resolution 32")
-    run(FACES, f"train.py {SETTINGS}")
-    (trained,) = demo_runs()
-    ckpt = (trained / "last.ckpt").relative_to(FACES)
-    run(FACES, f"sampling.py --ckpt_path {ckpt} --save_dir results/demo/samples --num_samples 64")
-    run(FACES, "image_grid.py results/demo/samples --out results/demo/samples.png")
-    run(FACES, f"image_grid.py {DATA}/eval --out results/demo/data.png")
-    for name, copy in [(f"step={NUM_STEPS}-traj.png", "trajectory.png"), ("loss.png",) * 2, ("last.ckpt",) * 2]:
-        shutil.copy(trained / name, DEMO / copy)
-    shutil.rmtree(trained)  # report/figures.py would take it for one of the lab's runs
-    if not run(FACES, f"fid/measure_fid.py {DATA}/eval results/demo/samples --dims 192", may_fail=True):
-        print("No distance without the Inception weights; everything else is there.")
-
-    cats = "--save_dir results/demo/cats64 --num_samples 16 --sample_method ddim --num_inference_steps 20"
-    run(FACES, f"sampling.py --ckpt_path ../report/models/cats64.ckpt {cats}")
-    run(FACES, "image_grid.py results/demo/cats64 --out results/demo/cats64.png --per_row 4")
-
-    print("\nPictures (cats64.png is by the model that comes with the project; all other faces are synthetic):")
-    for path in [*sorted((ROLL / "results").glob("swiss_roll_*.[pg]*")), *sorted(DEMO.glob("*.png"))]:
-        print(f"  {path.relative_to(ROOT)}")
-
-
 def main() -> None:
     ArgumentParser(description=__doc__).parse_args()
     with exit_on_user_error():
-        demo()
+        run(ROLL, "ddpm_tutorial.py")
+
+        for folder in (DEMO, *demo_runs()):
+            shutil.rmtree(folder, ignore_errors=True)
+        run(FACES, f"dataset.py --data_root {DATA} --synthetic 300 --image_resolution 32")
+        run(FACES, f"train.py {SETTINGS}")
+        (trained,) = demo_runs()
+        ckpt = (trained / "last.ckpt").relative_to(FACES)
+        run(FACES, f"sampling.py --ckpt_path {ckpt} --save_dir results/demo/samples --num_samples 64")
+        run(FACES, "image_grid.py results/demo/samples --out results/demo/samples.png")
+        run(FACES, f"image_grid.py {DATA}/eval --out results/demo/data.png")
+        for name, copy in [(f"step={NUM_STEPS}-traj.png", "trajectory.png"), ("loss.png",) * 2, ("last.ckpt",) * 2]:
+            shutil.copy(trained / name, DEMO / copy)
+        shutil.rmtree(trained)  # report/figures.py would take it for one of the lab's runs
+        if not run(FACES, f"fid/measure_fid.py {DATA}/eval results/demo/samples --dims 192", may_fail=True):
+            print("No distance without the Inception weights; everything else is there.")
+
+        cats = "--save_dir results/demo/cats64 --num_samples 16 --sample_method ddim --num_inference_steps 20"
+        run(FACES, f"sampling.py --ckpt_path ../report/models/cats64.ckpt {cats}")
+        run(FACES, "image_grid.py results/demo/cats64 --out results/demo/cats64.png --per_row 4")
+
+        print("\nPictures (cats64.png is by the model that comes with the project; all other faces are synthetic):")
+        for path in [*sorted((ROLL / "results").glob("swiss_roll_*.[pg]*")), *sorted(DEMO.glob("*.png"))]:
+            print(f"  {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """report/figures.py and runs.py: figures show what the runs contain, and what is missing is named."""
 
-import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,41 +12,22 @@ from PIL import Image
 import figures
 import image_grid
 import runs
-from checkpoint import write_checkpoint
 from common import read_table, write
 from conftest import SMALL_FLAGS, SMALL_UNET
 from dataset import CachedAFHQDataset, tensor_to_pil_image
 from model import DiffusionModule
 from network import UNet
-from oracles import alpha_bars_by_definition, awake, betas_by_definition, only_run, refused
+from oracles import alpha_bars_by_definition, betas_by_definition, only_run, refused
 from prediction import to_x0_and_eps
+from run_inputs import SIZE, T, folder_of, make_run, measured
 from samplers import ImageNoise
 from scheduler import MODES, PREDICTORS, DDPMScheduler
 
 FIGURES = "../report/figures.py"
-T, SIZE = 12, 8  # of the small network
 FRAMES = [0, 1, 3, 4, 5, 7, 8, 9, 11, 12]  # steps taken, evenly spaced over T
 TRAJECTORIES, SAMPLES, LOSSES = "figures/trajectories.png", "figures/predictor_samples.png", "figures/losses.svg"
 COLOUR = "figures/mean_colour.svg"
 PRECONDITIONED = {"parametrization": "preconditioned", "loss_weight": "min-snr"}
-
-
-def make_run(root, mode, predictor, name="11-24-120000", step=100, size=SIZE, weights=0, **config):
-    """The folder of a run as train.py leaves it, of an untrained network."""
-    config = dict(parametrization="direct", loss_weight="none", seed=63, batch_size=4, use_cfg=False, ch=32) | config
-    config |= dict(mode=mode, predictor=predictor, image_resolution=size, num_diffusion_train_timesteps=T, ch_mult=[1])
-    config |= dict(learning_rate=1e-3, classes=["cat", "wild"], num_images=12, synthetic_faces=False)
-    folder = root / f"predictor_{predictor}" / f"beta_{mode}" / name
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    torch.manual_seed(weights)
-    network = awake(UNet(T=T, **(SMALL_UNET | {"image_resolution": size})))
-    schedule = DDPMScheduler(T, 1e-3, 0.3, mode)
-    ddpm = DiffusionModule(network, schedule, predictor, parametrization=config["parametrization"])
-    last = {name: weight + 0.1 for name, weight in network.state_dict().items()}
-    write_checkpoint(ddpm.checkpoint() | {"training": {"step": step, "network": last}}, folder / "last.ckpt")
-    write(folder / "stats.csv", [{"step": s, "loss": f"{1 / s:.6f}"} for s in range(50, step + 1, 50)])
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +40,6 @@ def all_runs(tmp_path_factory):
     for predictor in PREDICTORS:
         make_run(root / "preconditioned", "cosine", predictor, weights=20, **PRECONDITIONED)
     return root
-
-
-def folder_of(root, mode, predictor, form="direct"):
-    (folder,) = (root / form / f"predictor_{predictor}" / f"beta_{mode}").iterdir()
-    return folder
 
 
 def chain_of(folder, clip_x0=False):
@@ -190,47 +164,6 @@ def test_runs_that_cannot_be_compared_are_not_shown_together(program, tmp_path):
     assert made(tmp_path / "out") == {"figures/schedules.svg", SAMPLES, "tables/runs.csv"}  # samples of one run
 
 
-def test_the_longest_and_then_the_newest_run_without_labels_is_taken(tmp_path, capsys):
-    for name, step in [("11-24-120000", 100), ("11-23-120000", 150), ("11-24-110000", 50)]:
-        make_run(tmp_path / "runs", "linear", "noise", name, step)
-    for name in ("11-24-120000-2", "11-24-120000-10", "11-24-120000"):
-        make_run(tmp_path / "another disk", "quad", "x0", name)
-    make_run(tmp_path / "another disk", "quad", "x0", "12-01-000000", 500, use_cfg=True)
-    (tmp_path / "runs/elsewhere").symlink_to(tmp_path / "another disk")
-    (tmp_path / "another disk/circle").symlink_to(tmp_path / "runs")
-    found = runs.find_runs([tmp_path / "runs", tmp_path / "runs/predictor_noise"])
-    assert len(found) == 7
-    assert {key: run.folder.name for key, run in runs.choose_runs(found).items()} == {
-        ("linear", "noise", "direct", "none"): "11-23-120000",
-        ("quad", "x0", "direct", "none"): "11-24-120000-10",
-    }
-    assert "12-01-000000" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (lambda run: (run / "config.json").write_text("{"), "Expecting"),
-        (lambda run: (run / "config.json").write_text("{}"), "lacks 'mode'"),
-        (lambda run: (run / "config.json").write_text("[]"), "'list'"),
-        (lambda run: (run / "last.ckpt").unlink(), "last.ckpt"),
-        (lambda run: (run / "last.ckpt").write_bytes((run / "last.ckpt").read_bytes()[:1000]), "last.ckpt"),
-        (lambda run: (run / "stats.csv").write_text("step,loss\n"), "stats.csv"),
-        (lambda run: (run / "stats.csv").write_text("step,loss\n50,none\n"), "'none'"),
-    ],
-)
-def test_damaged_and_unfinished_runs_are_named_and_left_out(tmp_path, capsys, damage, reason):
-    damage(make_run(tmp_path, "linear", "noise", "damaged"))
-    whole = make_run(tmp_path, "linear", "noise", "whole")
-    config = json.loads((whole / "config.json").read_text())
-    old = {name: config[name] for name in config.keys() - {"parametrization", "loss_weight", "use_cfg"}}
-    (whole / "config.json").write_text(json.dumps(old))  # as older programs wrote it
-    (run,) = runs.find_runs([tmp_path])
-    assert run.folder == whole and run.key == ("linear", "noise", "direct", "none")
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"left out: {tmp_path}/predictor_noise/beta_linear/damaged: ") and reason in line
-
-
 def test_a_run_of_train_py_on_synthetic_faces(program, faces, tmp_path):
     steps = ["--batch_size", 4, "--train_num_steps", 6, "--log_interval", 6]
     run = program("train.py", "--data_root", faces, "--mode", "cosine", "--predictor", "x0", *SMALL_FLAGS, *steps)
@@ -276,14 +209,6 @@ def test_many_losses_become_few_points_with_the_same_mean():
     assert [*zip(*figures.thinned(losses[:30]), strict=True)] == losses[:30]
 
 
-def measured(path, gen_dir, distance, **changes):
-    """What fid/measure_fid.py --json writes."""
-    result = dict(name="FID", distance=distance, gt_images=5, gt_sizes=["8x8"], gt_synthetic=False, gen_images=3)
-    result |= dict(gen_dir=str(gen_dir), gen_sizes=["8x8"], weights_sha256="abc") | changes
-    path.write_text(json.dumps(result))
-    return path
-
-
 def test_the_best_distance_comes_with_the_run_behind_its_samples(program, all_runs, tmp_path):
     folders = {predictor: folder_of(all_runs, "quad", predictor) for predictor in ("noise", "x0")}
     settings = {"noise": ["--seed", 5], "x0": ["--weights", "last", "--sample_method", "dpm"]}
@@ -302,37 +227,6 @@ def test_the_best_distance_comes_with_the_run_behind_its_samples(program, all_ru
     sheet = np.asarray(Image.open(tmp_path / "out/figures/best_samples.png").convert("RGB"))
     for i in range(3):
         assert np.array_equal(sheet[2:-2, 2 + 10 * i :][:, :8], np.asarray(Image.open(tmp_path / f"x0/{i}.png")))
-
-
-def test_the_samples_and_the_run_of_a_distance_must_be_found(program, all_runs, tmp_path):
-    folder = folder_of(all_runs, "quad", "noise")
-    flags = ["--ckpt_path", folder / "last.ckpt", "--save_dir", "noise", "--num_samples", 3]
-    assert program("sampling.py", *flags).returncode == 0
-    found, other = runs.find_runs([folder]), runs.find_runs([folder_of(all_runs, "quad", "x0")])
-    distances = runs.read_distances([measured(tmp_path / "a.json", "noise", 12.5)])
-    best, place = runs.best_of(distances, [], found)
-    assert (best["predictor"], best["averaged_weights"], place) == ("noise", True, Path("noise"))
-    moved = (tmp_path / "noise").rename(tmp_path / "moved")
-    assert runs.best_of(distances, [moved], found) == (best, moved)
-    (moved / "3.png").write_bytes((moved / "0.png").read_bytes())
-    for folders, some, word in [([], found, "--samples"), ([moved], found, "moved does not hold the 3 images")]:
-        with pytest.raises(runs.UserError, match=word):
-            runs.best_of(distances, folders, some)
-    (moved / "3.png").unlink()
-    with pytest.raises(runs.UserError, match="--runs"):
-        runs.best_of(distances, [moved], other)
-
-
-@pytest.mark.parametrize(
-    "changes", [{"name": "FID-768"}, {"gt_synthetic": True}, {"gen_images": 4}, {"gt_sizes": ["64x64"]}]
-)
-def test_distances_that_cannot_be_compared_are_refused(program, tmp_path, changes):
-    measured(tmp_path / "a.json", "a", 12.5)
-    measured(tmp_path / "b.json", "b", 11.0, **changes)
-    (name,) = changes
-    run = program(FIGURES, "--out", "out", "--fid", "a.json", "b.json")
-    assert refused(run, "--fid") and name in run.stderr and "a.json" in run.stderr and "b.json" in run.stderr
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """report/neighbours.py: copies of training images are found, and counted."""
 
-import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageOps
 
 import neighbours
+from common import read_table
 from fid_inputs import write_inception
 from images import list_images
 
@@ -37,13 +38,15 @@ def test_copies_of_training_images_are_found(program, faces, tmp_path, monkeypat
     write_inception(tmp_path / "home")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     (tmp_path / "samples").mkdir()
-    originals = [Image.open(file).resize((64, 64)) for file in list_images(faces / "train")[:4]]
-    for i, image in enumerate(originals):
+    shutil.copytree(faces / "train", tmp_path / "data/train")
+    shutil.copytree(faces / "val", tmp_path / "data/test")  # its name in AFHQ v2
+    for i, file in enumerate(list_images(faces / "train")[:4]):
+        image = Image.open(file).resize((64, 64))
         (ImageOps.mirror(image) if i == 3 else image).save(tmp_path / f"samples/{i}.png")
-    flags = ["--samples", "samples", "--data_root", faces, "--out", "out", "--dims", 64, "--show", 2]
+    flags = ["--samples", "samples", "--data_root", "data", "--out", "out", "--dims", 64, "--show", 2]
     run = program("../report/neighbours.py", *flags)
     assert run.returncode == 0, run.stderr
-    rows = list(csv.DictReader((tmp_path / "out/tables/neighbours.csv").open()))
+    rows = read_table(tmp_path / "out/tables/neighbours.csv")
     assert [(row["distance"], row["samples"]) for row in rows] == [("pixels", "4"), ("features", "4")]
     assert rows[0]["share_below_median"] == rows[0]["share_below_5_percent"] == "1.000"
     assert float(rows[0]["median_of_samples"]) < 1 < float(rows[0]["median_of_validation"])
