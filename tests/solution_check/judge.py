@@ -139,14 +139,15 @@ def diagnose(function: str, cases: list[Case]) -> list[tuple[Mistake, dict[str, 
 
 def _largest(cases: list[Case]) -> str:
     """The largest difference and where it is."""
-    cases = [case for case in cases if not case.holds()]
-    differences = [float(np.nan_to_num(case.differences()[0], nan=np.inf).max()) for case in cases]
-    worst = int(np.argmax(differences))
-    where = cases[worst].where
-    if cases[worst].is_flag:
-        return where
-    where = where.format(int(np.argmax(np.nan_to_num(cases[worst].differences()[0], nan=np.inf))))
-    return f"off by {differences[worst]:.3g} at {where}" if np.isfinite(differences[worst]) else f"no number at {where}"
+
+    def differences(case: Case) -> np.ndarray:
+        return np.nan_to_num(case.differences()[0], nan=np.inf)
+
+    worst = max((case for case in cases if not case.holds()), key=lambda case: differences(case).max())
+    if worst.is_flag:
+        return worst.where
+    largest, where = differences(worst).max(), worst.where.format(int(differences(worst).argmax()))
+    return f"off by {largest:.3g} at {where}" if np.isfinite(largest) else f"no number at {where}"
 
 
 def crash(folder: Path) -> str:

@@ -71,21 +71,10 @@ def forward_cases(solution: Solution, function: Callable, float_t: bool = False)
         return found + cases("own noise", function(x0, t), None, x_t)
 
 
-INPUTS = (
-    ("x_t alone", 1, 0, 0),
-    ("the prediction alone", 0, 0.5, 0),
-    ("z alone", 0, 0, 1),
-    ("x_t and the prediction", 0.3, 2, 0),
-)
+INPUTS = ("x_t alone", 1, 0, 0), ("the prediction alone", 0, 0.5, 0), ("z alone", 0, 0, 1), ("both", 0.3, 2, 0)
 
 
-def step_cases(
-    solution: Solution,
-    step: Callable[[torch.Tensor, Any, torch.Tensor], torch.Tensor],
-    predictor: str,
-    forms: tuple[str, ...],
-    sigma_type: str = "small",
-) -> list[Case]:
+def step_cases(solution, step: Callable, predictor: str, forms: tuple[str, ...], sigma_type="small") -> list[Case]:
     """`step(x_t, t, prediction)` gives x_{t-1}. A batch of four tells the parts of the sum apart."""
     values = [(x, -out if predictor == "noise" else out, z) for _, x, out, z in INPUTS]  # so that nothing cancels
     x, out, z = (solution.full(*map(float, column)) for column in zip(*values, strict=True))
@@ -117,8 +106,7 @@ def step_cases(
             part = ("variance" if name == "z alone" else "mean") if t else "t = 0"
             aspect = part if sigma_type == "small" else "variance (large)"
             formula = partial(reverse_step, t, *inputs, inputs[2] / 2, predictor, sigma_type)
-            # The coefficient of x_0 falls to 1e-4. At t = 0, a mean by way of eps is off by 2e-4, the rounding of
-            # 1 - alpha-bar_0.
+            # The coefficient of x_0 falls to 1e-4. At t = 0, rounding 1 - alpha-bar_0 moves a mean from eps by 2e-4.
             tolerance = 1e-7 if t else 2e-5 if name == "z alone" else 5e-4
             cases.append(Case(aspect, f"t = {t}, {name}", row, formula, tolerance=tolerance))
     cases.append(flag("device", "z is drawn on the CPU whatever the device of x_t is", not draws.clashed, "device"))
@@ -127,9 +115,7 @@ def step_cases(
     return cases
 
 
-def loss_cases(
-    solution: Solution, make: Callable[[Network], Any], function: Callable, predictor: str, helper: Callable | None
-) -> list[Case]:
+def loss_cases(solution, make: Callable, function: Callable, predictor: str, helper: Callable | None) -> list[Case]:
     """`function(module, x_0)` gives the loss; `helper(module)` puts a right x_t from x_0 into the module."""
     B = 16
     generator = torch.Generator().manual_seed(1)
@@ -181,13 +167,7 @@ def _noise_in(x: np.ndarray, ts: np.ndarray, x0: np.ndarray, drawn: list[np.ndar
 
 
 def loop_cases(
-    make: Callable[[Network], Any],
-    owner: Callable,
-    step: str,
-    run: Callable,
-    shape: tuple[int, ...],
-    reference: bool,
-    offset: float = 0.01,
+    make, owner, step: str, run, shape: tuple[int, ...], reference: bool, offset: float = 0.01
 ) -> list[Case]:
     """`run(module)` samples by calls of `step` of `owner(module)`, which is replaced by a known map (`reference`)."""
     network, steps = Network(), []
@@ -198,14 +178,11 @@ def loop_cases(
         steps.append((x, t, 0.9 * x + network.weight + offset))
         return steps[-1][2]
 
-    def replace(module):
-        if reference:
-            setattr(owner(module), step, known_step)
-        return module
-
+    if reference:
+        setattr(owner(module), step, known_step)
     z = torch.linspace(-1, 1, int(np.prod(shape))).reshape(shape)
     with Draws(z=z) as draws:
-        result = run(replace(module))
+        result = run(module)
     seen = steps if reference else [(x, t, None) for x, t in network.calls]
     if not seen or result is None:
         raise NotWritten
@@ -215,7 +192,7 @@ def loop_cases(
     starts = _same(x_T, z) if x_T.shape == z.shape else tuple(x_T.shape) in draws.shapes  # a resolution of their own
     fed = not reference or all(b[0] is a[2] or _same(b[0], a[2]) for a, b in pairwise(seen))
     ends = not reference or _same(result, seen[-1][2])
-    cases = [
+    return [
         flag("order", order, ts, "order", np.arange(T - 1, -1, -1)),
         flag("start", "x_T is not the noise that was drawn", starts, "start"),
         flag("chain", "a step is not given the result of the step before it", fed, "chain"),
@@ -223,7 +200,6 @@ def loop_cases(
         flag("device", "x_T is drawn on the CPU whatever the device is", id(x_T) not in draws.on_cpu, "device"),
         flag("gradient", "the result requires a gradient", not result.requires_grad, "gradient"),
     ]
-    return cases
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
