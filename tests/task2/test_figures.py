@@ -172,7 +172,7 @@ def test_a_run_of_train_py_on_synthetic_faces(program, faces, tmp_path):
     run = program(FIGURES, "--runs", "results", "--out", "out", "--predictor", "x0")
     assert run.returncode == 0, run.stderr
     (row,) = read_table(tmp_path / "out/tables/runs.csv")
-    assert row["synthetic_faces"] == "True" and row["classes"] == "cat dog wild" and row["steps"] == "6"
+    assert (row["synthetic_faces"], row["classes"], row["steps"]) == ("True", "cat dog wild", "6")
     assert row["last_loss"] == read_table(folder / "stats.csv")[-1]["loss"]
     note = 35  # pixels below the images
     images, _ = shown(tmp_path / "out" / TRAJECTORIES, 2, 10, bottom=note)
