@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cli import UserError
-from images import LITTER, image_endings, is_litter, is_writable, list_images, note
+from images import JUNK, image_suffixes, is_junk, is_writable, list_images, note
 
 # The names that the folder of a split may have, in any letter case.
 SPLITS = {"train": ("train", "training"), "val": ("val", "test", "valid", "validation")}
-SYNTHETIC_MARK = "SYNTHETIC.txt"
+SYNTHETIC_MARKER = "SYNTHETIC.txt"
 
 
 # The layout.
@@ -58,12 +58,12 @@ def check_has_data(root: str | os.PathLike) -> None:
 
 
 def _describe(root: Path) -> str:
-    """What is at `root`, what is wanted there, and how to get it."""
+    """What is at `root`, what is expected there, and how to get it."""
     names = visible_names(root)
     found = f"holds {', '.join(names[:3])}{', ...' * (len(names) > 3)}" if names else "is empty"
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
-    return f"{root} {found}; wanted are train/ and val/ with a folder of images per class: {_remedy(root)}"
+    return f"{root} {found}; expected train/ and val/, each with one folder of images per class: {_remedy(root)}"
 
 
 def _remedy(root: Path) -> str:
@@ -83,7 +83,7 @@ def _inner_root(root: Path) -> Path | None:
 
 def is_synthetic(root: str | os.PathLike) -> bool:
     """Whether `synthetic_faces.py` drew the images in a data root, or in the folder `afhq` in it."""
-    return (resolve_root(root) / SYNTHETIC_MARK).is_file()
+    return (resolve_root(root) / SYNTHETIC_MARKER).is_file()
 
 
 def list_classes(root: Path, split: str) -> dict[str, list[Path]]:
@@ -110,7 +110,7 @@ def find_classes(folder: Path) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
     loose = []
     for path in [folder / name for name in visible_names(folder)]:
-        is_image = path.suffix.lower() in image_endings()
+        is_image = path.suffix.lower() in image_suffixes()
         if path.is_dir() or not (is_image or path.exists()):  # a link to nothing is an error in `list_images`
             # One name in two Unicode forms, as macOS and others write "é", is one class.
             classes.setdefault(unicodedata.normalize("NFC", path.name), []).extend(list_images(path))
@@ -126,8 +126,8 @@ def find_classes(folder: Path) -> dict[str, list[Path]]:
 
 
 def visible_names(folder: Path) -> list[str]:
-    """What is in a folder, sorted, without litter."""
-    return sorted(path.name for path in folder.iterdir() if not is_litter(path.name)) if folder.is_dir() else []
+    """The names in a folder, sorted, without junk files."""
+    return sorted(path.name for path in folder.iterdir() if not is_junk(path.name)) if folder.is_dir() else []
 
 
 def split_off_val(root: Path, share: float) -> Path:
@@ -148,7 +148,7 @@ def split_off_val(root: Path, share: float) -> Path:
     if inner := _inner_root(root):
         raise UserError(f"{inner} has train/ and val/: choose it as --data_root")
     if target.exists():
-        raise UserError(f"{target} is in the way: rename it")
+        raise UserError(f"{target} already exists: rename it")
     if len({file.parent == source for file in list_images(source)}) > 1:
         raise UserError(f"{source} holds images both in folders and outside: put each into a folder of its class")
     classes = find_classes(source)
@@ -175,11 +175,11 @@ def check_writable(folder: Path) -> None:
 
     Raises:
         PermissionError: when it, or the folder that it would be in, is read-only.
-        UserError: when a file is in the way.
+        UserError: when it, or one of its parents, is a file.
     """
     existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
     if not existing.is_dir():
-        raise UserError(f"{existing} is a file, where a folder is wanted")
+        raise UserError(f"{existing} is a file, not a folder")
     if not is_writable(existing):
         raise PermissionError(f"{existing} is read-only: choose another place")
 
@@ -225,7 +225,7 @@ def check_free(root: Path) -> None:
     check_writable(root)
     check_writable(root.parent)
     found = sorted(path.name for path in root.iterdir()) if root.exists() else []
-    if others := [name for name in found if name.lower() not in LITTER | {".cache"}]:
+    if others := [name for name in found if name.lower() not in JUNK | {".cache"}]:
         remedy = "" if present_splits(root) else f"; {_remedy(root)}"
         things = ", ".join(others[:3])
         raise UserError(f"{root} already holds other things ({things}): move them or choose another folder{remedy}")

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from cli import UserError
 from data_folder import SPLITS, atomic_dir, check_free, naming, present_splits
-from images import image_endings, is_litter
+from images import image_suffixes, is_junk
 from progress import tqdm
 
 AFHQ_URL = "https://www.dropbox.com/s/t9l9o3vsx2jai3z/afhq.zip?dl=1"
@@ -130,6 +130,6 @@ def _place(name: str) -> PurePosixPath | None:
     folder = parts[-3].lower() if len(parts) > 2 else ""
     split = next((split for split, names in SPLITS.items() if folder in names), None)
     # No name that starts with a dot (".." among them) or holds a drive ("C:") can lead out of the folder.
-    if split is None or any(is_litter(part) or ":" in part for part in parts):
+    if split is None or any(is_junk(part) or ":" in part for part in parts):
         return None
-    return PurePosixPath(split, *parts[-2:]) if PurePosixPath(name).suffix.lower() in image_endings() else None
+    return PurePosixPath(split, *parts[-2:]) if PurePosixPath(name).suffix.lower() in image_suffixes() else None

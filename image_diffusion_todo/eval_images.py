@@ -13,12 +13,12 @@ from cli import UserError
 from data_folder import atomic_dir, list_classes, split_dir, visible_names
 from images import center_square, fingerprint, is_writable, list_images, process_images, read_image, resize, to_rgb
 
-EVAL_MARK = ".images.json"
+EVAL_MANIFEST = ".images.json"
 EVAL_RESOLUTION = 64
 
 
 class EvalImages(NamedTuple):
-    """What `make_eval_images` put into a folder, as `EVAL_MARK` in it says."""
+    """What `make_eval_images` wrote into a folder; saved there as `EVAL_MANIFEST`."""
 
     made_from: str  # the `fingerprint` of validation images and settings
     names: list[str]
@@ -49,10 +49,10 @@ def make_eval_images(
     folder, settings = root / "eval", (file_format, resolution, crop)
     files = [file for images in list_classes(root, "val").values() for file in images]
     made_from = fingerprint(files, root, *settings)
-    present, mark = set(visible_names(folder)), _read_mark(folder) or EvalImages("", [], [])
-    if mark.made_from == made_from and present == set(mark.names) and (skip_broken or not mark.skipped):
-        return mark, False
-    if others := sorted(present - set(mark.names)):
+    present, manifest = set(visible_names(folder)), _read_manifest(folder) or EvalImages("", [], [])
+    if manifest.made_from == made_from and present == set(manifest.names) and (skip_broken or not manifest.skipped):
+        return manifest, False
+    if others := sorted(present - set(manifest.names)):
         is_lab = all(name.lower().endswith(".jpg") for name in others)
         kind = "JPEG images, as the lab's dataset.py makes them" if is_lab else "files that this program did not make"
         raise UserError(
@@ -77,37 +77,38 @@ def make_eval_images(
 
         reasons = process_images(files, read, save, skip_broken, "evaluation images")
         names = [name for name, reason in zip(names, reasons, strict=True) if not reason]
-        mark = EvalImages(made_from, names, [reason for reason in reasons if reason])
-        (partial / EVAL_MARK).write_text(json.dumps(mark._asdict()))
-    return mark, True
+        manifest = EvalImages(made_from, names, [reason for reason in reasons if reason])
+        (partial / EVAL_MANIFEST).write_text(json.dumps(manifest._asdict()))
+    return manifest, True
 
 
 def check_eval_complete(folder: Path) -> None:
     """Raise a UserError if `make_eval_images` made this folder, and images were removed or added since."""
-    if not (mark := _read_mark(folder)):
+    if not (manifest := _read_manifest(folder)):
         return
     present = {path.relative_to(folder).as_posix() for path in list_images(folder)}
-    if present != set(mark.names):
+    if present != set(manifest.names):
+        held, others = len(present & set(manifest.names)), len(present - set(manifest.names))
         raise UserError(
-            f"{folder} holds {len(present & set(mark.names))} of the {len(mark.names)} images that dataset.py made, "
-            f"and {len(present - set(mark.names))} other images: remove the folder and run dataset.py again"
+            f"{folder} holds {held} of the {len(manifest.names)} images that dataset.py made, and {others} other "
+            "images: remove the folder and run dataset.py again"
         )
 
 
-def _read_mark(folder: Path) -> EvalImages | None:
-    """None without a mark; raise a UserError for one that does not name the images."""
-    path = folder / EVAL_MARK
+def _read_manifest(folder: Path) -> EvalImages | None:
+    """The manifest in a folder, None if there is none; a UserError if it is damaged."""
+    path = folder / EVAL_MANIFEST
     if not path.exists():
         return None
     try:
-        mark = json.loads(path.read_text())
-        return EvalImages(mark.get("made_from", ""), list(mark["names"]), mark.get("skipped", []))
+        manifest = json.loads(path.read_text())
+        return EvalImages(manifest.get("made_from", ""), list(manifest["names"]), manifest.get("skipped", []))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged, or of another version: move {folder} and run dataset.py again") from None
 
 
 def _eval_names(files: Sequence[Path], folder: Path, file_format: str) -> list[str]:
-    """A file name for each image, unique even where neither letter case nor Unicode form counts."""
+    """A file name for each image, unique even where a file system ignores letter case or Unicode form."""
     names, taken = [], set()
     for file in files:
         suffix = ".png"

@@ -22,9 +22,9 @@ from atomic import atomic_write, remove_partials
 from cli import UserError, one_line
 from progress import tqdm
 
-# What operating systems, file servers and archives leave in folders, in lower case.
-LITTER = {".directory", ".ds_store", "#recycle", "$recycle.bin", "@eadir", "@recycle", "__macosx", "desktop.ini"}
-LITTER |= {"ehthumbs.db", "icon\r", "lost+found", "system volume information", "thumbs.db"}
+# Left in folders by operating systems, file servers and archives; in lower case.
+JUNK = {".directory", ".ds_store", "#recycle", "$recycle.bin", "@eadir", "@recycle", "__macosx", "desktop.ini"}
+JUNK |= {"ehthumbs.db", "icon\r", "lost+found", "system volume information", "thumbs.db"}
 IDENTIFIED_ONLY = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow alone does not decode
 
 
@@ -38,19 +38,19 @@ def note(text: str) -> None:
 
 
 @cache
-def image_endings() -> frozenset[str]:
-    """The endings of files that the installed Pillow can decode."""
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of files that the installed Pillow can decode."""
     readable = {*Image.registered_extensions().values()} & {*Image.OPEN, "MPO"} - IDENTIFIED_ONLY
-    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in readable)
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in readable)
 
 
-def is_litter(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or not the user's own."""
-    return name.startswith(".") or name.lower() in LITTER or name.endswith(":Zone.Identifier")
+def is_junk(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or was left by an operating system, file server or archive."""
+    return name.startswith(".") or name.lower() in JUNK or name.endswith(":Zone.Identifier")
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
-    """The image files in `folder` and in all folders below it, sorted by path, without litter; links are followed.
+    """The image files in `folder` and in all folders below it, sorted by path; links are followed.
 
     A note tells how many files are ignored because of their suffixes. OSError when a folder cannot be read.
     """
@@ -59,26 +59,26 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
         raise error
 
     found, others = [], Counter()
-    visited = set(Path(folder).resolve().parents)  # where a link would lead in a circle
+    visited = set(Path(folder).resolve().parents)  # a link to one of these would be a cycle
     for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         place = Path(parent).resolve()
         if place in visited:
             folders.clear()
             continue
         visited.add(place)
-        folders[:] = sorted(name for name in folders if not is_litter(name))
+        folders[:] = sorted(name for name in folders if not is_junk(name))
         for name in names:
-            ending = os.path.splitext(name)[1].lower()  # noqa: PTH122 (4x slower)
-            if is_litter(name):
+            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (4x slower)
+            if is_junk(name):
                 continue
-            if ending in image_endings():
+            if suffix in image_suffixes():
                 found.append(Path(parent, name))
             else:
-                others[ending or "none"] += 1
+                others[suffix or "none"] += 1
     if others:
-        counts = ", ".join(f"{ending} ({count})" for ending, count in others.most_common(9))
+        counts = ", ".join(f"{suffix} ({count})" for suffix, count in others.most_common(9))
         number = f"{others.total()} file{'s' * (others.total() > 1)}"
-        note(f"{folder}: {number} ignored, since their suffixes are not those of images: {counts}")
+        note(f"{folder}: {number} ignored, with suffixes that are not those of images: {counts}")
     return sorted(found)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from data_folder import SPLITS, SYNTHETIC_MARK, atomic_dir, check_free, is_synthetic
+from data_folder import SPLITS, SYNTHETIC_MARKER, atomic_dir, check_free, is_synthetic
 from progress import tqdm
 
 CANVAS = 256  # pixels; polygons are drawn without antialiasing, scaling down adds it
@@ -80,12 +80,12 @@ def write_synthetic_set(root: str | os.PathLike, num_images: int, seed: int = 0)
     )
     targets = [(kind, split, i) for split, count in counts.items() for kind in KINDS for i in range(count)]
     places = [Path(split, kind, f"{kind}_{i:05}.png") for kind, split, i in targets]
-    is_same = is_synthetic(root) and (root / SYNTHETIC_MARK).read_text() == text
+    is_same = is_synthetic(root) and (root / SYNTHETIC_MARKER).read_text() == text
     if is_same and all((root / place).is_file() for place in places):
         return
     check_free(root)
     with atomic_dir(root) as partial:
-        (partial / SYNTHETIC_MARK).write_text(text)
+        (partial / SYNTHETIC_MARKER).write_text(text)
         for target, place in tqdm(zip(targets, places, strict=True), "drawing faces", len(places), unit="image"):
             (partial / place).parent.mkdir(parents=True, exist_ok=True)
             synthetic_face(*target, seed).save(partial / place)

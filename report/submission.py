@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import common
 from cli import ArgumentParser, UserError, exit_on_user_error, one_line, writable_folder
-from images import is_litter
+from images import is_junk
 
 REPORT, ROLL, FACES = "report.pdf", "2d_plot_diffusion_todo", "image_diffusion_todo"
 FILES = {
@@ -96,7 +96,7 @@ def left_out(name: str) -> str | None:
         if part in (".", ".."):
             break
         generated = part.lower() in (GENERATED if i == 1 else ()) or part == "__pycache__"
-        if generated or is_litter(part) or part.endswith("~"):
+        if generated or is_junk(part) or part.endswith("~"):
             return "/".join(parts[: i + 1])
     return None
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from atomic import atomic_write
 from cli import UserError
-from data_folder import SYNTHETIC_MARK
+from data_folder import SYNTHETIC_MARKER
 from eval_images import check_eval_complete
 from fid.frechet import Gaussian, fit_gaussian, gaussian_from_statistics
 from fid.inception import FeatureNetwork, extract_features
@@ -107,7 +107,7 @@ def find_images(path: str | os.PathLike) -> ImageSet:
         count=len(files),
         sizes=[f"{width}x{height}" for width, height in sorted(sizes)],
         formats=sorted(formats),
-        synthetic=any((folder / SYNTHETIC_MARK).is_file() for folder in [path, *path.absolute().parents[:3]]),
+        synthetic=any((folder / SYNTHETIC_MARKER).is_file() for folder in [path, *path.absolute().parents[:3]]),
     )
 
 

@@ -16,14 +16,14 @@ from dataset import AFHQDataModule, AFHQDataset
 from images import list_images
 from oracles import only_run, refused
 
-LITTER = [".DS_Store", "Thumbs.db", "desktop.ini", ".directory", "._0.png", ".nfs01", "0.png:Zone.Identifier"]
-LITTER_FOLDERS = [".ipynb_checkpoints", "@eaDir", "__MACOSX", "#recycle"]
+JUNK = [".DS_Store", "Thumbs.db", "desktop.ini", ".directory", "._0.png", ".nfs01", "0.png:Zone.Identifier"]
+JUNK_FOLDERS = [".ipynb_checkpoints", "@eaDir", "__MACOSX", "#recycle"]
 
 
-def add_litter(folder):
-    for name in LITTER:
-        (folder / name).write_text("litter")
-    for name in LITTER_FOLDERS:
+def add_junk(folder):
+    for name in JUNK:
+        (folder / name).write_text("junk")
+    for name in JUNK_FOLDERS:
         write_image(folder / name / "0.png" / "thumbnail.jpg")
 
 
@@ -57,10 +57,10 @@ def test_one_name_in_two_unicode_forms_is_one_class(pets):
     assert len(data.train_ds) == 9
 
 
-def test_images_in_folders_of_a_class_belong_to_it_and_litter_stops_nothing(pets):
+def test_images_in_folders_of_a_class_belong_to_it_and_junk_is_ignored(pets):
     write_image(pets / "train" / "cat" / "more" / "deep" / "a.png")
     for folder in (pets, pets / "train", pets / "train" / "cat", pets / "val" / "dog"):
-        add_litter(folder)
+        add_junk(folder)
     train = AFHQDataset(pets, "train")
     assert train.classes == ["cat", "dog"] and len(train) == 9 and len(AFHQDataset(pets, "val")) == 4
     assert [path.name for path in train.fnames[:4]] == ["cat0.png", "cat1.png", "cat2.png", "a.png"]
@@ -137,11 +137,11 @@ LAYOUTS = {
 
 @pytest.fixture(params=LAYOUTS)
 def unsplit(tmp_path, request):
-    """A folder of ten images without val/, with litter, a folder without images and a linked image."""
+    """A folder of ten images without val/, with junk files, a folder without images and a linked image."""
     root = tmp_path / "my pets"
     for seed, name in enumerate(LAYOUTS[request.param]):
         write_image(root / name, seed)
-    add_litter(root)
+    add_junk(root)
     linked = root / LAYOUTS[request.param][3]
     linked.rename(tmp_path / "elsewhere.png")
     linked.symlink_to(os.path.relpath(tmp_path / "elsewhere.png", linked.parent))
@@ -163,7 +163,7 @@ def test_a_share_becomes_val_and_the_images_stay(program, unsplit, tmp_path):
     train, val = (AFHQDataset(unsplit / "split", split) for split in ("train", "val"))
     assert train.classes == val.classes in (["images"], ["cat", "dog"])
     assert len(val) == 2 and set(val.labels) == set(train.labels)
-    images = [data for path, data in before.items() if path.suffix == ".png" and data != b"litter"]
+    images = [data for path, data in before.items() if path.suffix == ".png" and data != b"junk"]
     assert sorted(file.read_bytes() for file in train.fnames + val.fnames) == sorted(images)
     run = program("dataset.py", "--data_root", unsplit, "--val_share", 0.5)
     assert run.returncode == 0 and "--val_share" in run.stdout and content(unsplit) == after

@@ -26,8 +26,8 @@ def archive(top="afhq/", more=(), compression=zipfile.ZIP_STORED):
             for kind in ("cat", "dog", "wild"):
                 for i in range(count // 3):
                     zipped.writestr(f"{top}{split}/{kind}/{kind} {i}.png", PNG.getvalue())
-        zipped.writestr(f"{top}train/cat/.DS_Store", "litter")
-        zipped.writestr(f"__MACOSX/{top}train/cat/._cat 0.png", "litter")
+        zipped.writestr(f"{top}train/cat/.DS_Store", "junk")
+        zipped.writestr(f"__MACOSX/{top}train/cat/._cat 0.png", "junk")
         for name, text in more:
             zipped.writestr(name, text)
     return file.getvalue()

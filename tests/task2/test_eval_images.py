@@ -176,20 +176,20 @@ def test_what_was_removed_from_eval_or_added_to_it_is_noticed(program, pets):
 
 
 @pytest.mark.parametrize("change", [{"crop": True}, {"made_from": None}, {"skipped": None}])
-def test_a_mark_of_another_version_is_understood(pets, change):
+def test_a_manifest_of_another_version_is_understood(pets, change):
     make_eval_images(pets)
-    mark = json.loads((pets / "eval" / ".images.json").read_text()) | change
-    mark = {name: value for name, value in mark.items() if value is not None}
-    (pets / "eval" / ".images.json").write_text(json.dumps(mark))
+    manifest = json.loads((pets / "eval" / ".images.json").read_text()) | change
+    manifest = {name: value for name, value in manifest.items() if value is not None}
+    (pets / "eval" / ".images.json").write_text(json.dumps(manifest))
     check_eval_complete(pets / "eval")
-    assert counts(make_eval_images(pets)) == (4, "made_from" not in mark)
+    assert counts(make_eval_images(pets)) == (4, "made_from" not in manifest)
     (pets / "eval" / "cat_cat1.png").unlink()
     with pytest.raises(ValueError, match="3 of the 4"):
         check_eval_complete(pets / "eval")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"names": 4}', '{"names'])
-def test_a_mark_without_the_names_is_refused_and_the_files_stay(pets, text):
+def test_a_manifest_without_the_names_is_refused_and_the_files_stay(pets, text):
     make_eval_images(pets)
     (pets / "eval" / ".images.json").write_text(text)
     for check in (lambda: make_eval_images(pets, resolution=8), lambda: check_eval_complete(pets / "eval")):

@@ -178,7 +178,7 @@ def test_only_images_that_the_fid_program_would_measure_are_in_the_way(sample, t
     before = images_in(tmp_path / "out")
     litter = [".DS_Store", "Thumbs.db", "desktop.ini", ".directory", "._0.png", ".nfs0001", "0.png:Zone.Identifier"]
     for name in litter:
-        (tmp_path / "out" / name).write_bytes(b"litter")
+        (tmp_path / "out" / name).write_bytes(b"junk")
     (tmp_path / "out" / ".ipynb_checkpoints").mkdir()
     (tmp_path / "out" / ".ipynb_checkpoints" / "0-checkpoint.png").write_bytes(before[0])
     run = sample("out", "--num_samples", 3)
