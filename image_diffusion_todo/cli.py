@@ -16,7 +16,7 @@ import torch
 
 
 class UserError(ValueError, argparse.ArgumentTypeError):
-    """A mistake in a file, flag or value that the user can fix. Types of argparse raise it too, without the flag."""
+    """A mistake in a file, flag or value that the user can fix. The types of argparse below raise it too."""
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -28,10 +28,19 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse without abbreviations of flags, and without the usage text above each error (`--help` has it)."""
+    """argparse without abbreviations of flags, and without the usage text above each error (`--help` has it).
+
+    From `parse_args` on, a terminal that is ASCII only shows other letters escaped.
+    """
 
     def __init__(self, **settings: Any):
         super().__init__(**{"allow_abbrev": False, "formatter_class": HelpFormatter, **settings})
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> argparse.Namespace:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError):  # a notebook's
+                stream.reconfigure(errors="backslashreplace")
+        return super().parse_args(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
@@ -41,9 +50,6 @@ class ArgumentParser(argparse.ArgumentParser):
 def exit_on_user_error(interrupted: str = "stopped") -> Iterator[None]:
     """Around a whole program: one line for what its user can fix. Any other error is a bug and keeps its traceback."""
     code = 2
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):  # a notebook's
-            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows names in other letters escaped
     try:
         yield
         return
@@ -54,9 +60,9 @@ def exit_on_user_error(interrupted: str = "stopped") -> Iterator[None]:
     except UserError as error:
         message = str(error)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if isinstance(error, MemoryError) or re.search("out of memory|allocate memory|ALLOC_FAILED", str(error)):
             message = "out of memory: a smaller --batch_size needs less, and so does train.py with --accumulate"
-        elif re.search("Connection (closed|reset) by peer", str(error)):
+        elif re.search("Connection (closed|reset) by peer|remote process exited", str(error)):
             message = "another process of this program has ended; its own message says why"
         else:
             raise
@@ -64,31 +70,34 @@ def exit_on_user_error(interrupted: str = "stopped") -> Iterator[None]:
     sys.exit(code)
 
 
+def note(message: str) -> None:
+    """Print a remark of a program that goes on, on stderr."""
+    print(f"note: {one_line(message)}", file=sys.stderr)
+
+
 def one_line(message: str) -> str:
     """A message with line breaks, and whatever else is not printable in a file name, escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
 
 
-def int_range(low: int, high: int | None = None) -> Callable[[str], int]:
-    """An argparse type: whole numbers from `low` to `high` (None: no upper limit)."""
-    wanted = f"a whole number >= {low}" if high is None else f"a whole number from {low} to {high}"
-    return _number_type(int, lambda value: low <= value <= (math.inf if high is None else high), wanted)
+def int_range(low: int, high: float = math.inf) -> Callable[[str], int]:
+    """An argparse type: whole numbers from `low` to `high`."""
+    wanted = f">= {low}" if high == math.inf else f"from {low} to {high}"
+    return _number(int, low, high, f"a whole number {wanted}")
 
 
 def float_range(low: float, high: float) -> Callable[[str], float]:
     """An argparse type: numbers from `low` to `high`."""
-    return _number_type(float, lambda value: low <= value <= high, f"a number from {low} to {high}")
+    return _number(float, low, high, f"a number from {low} to {high}")
 
 
-def _number_type(convert: type, is_valid: Callable[[float], bool], wanted: str) -> Callable[[str], Any]:
+def _number(convert: type, low: float, high: float, wanted: str) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
-        try:
+        with suppress(ValueError):
             value = convert(text)
-        except ValueError:
-            value = math.nan
-        if not is_valid(value):
-            raise UserError(f"{text!r} is not {wanted}")
-        return value
+            if low <= value <= high:
+                return value
+        raise UserError(f"{text!r} is not {wanted}")
 
     return parse
 
@@ -103,13 +112,11 @@ def select_device(name: str = "auto", gpu: int = 0) -> torch.device:
         name = "cuda" if torch.cuda.is_available() or gpu else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda":
         name = f"cuda:{gpu}"
-    try:
+    with suppress(RuntimeError, AssertionError):
         device = torch.device(name)
         if device.type in ("cpu", "cuda", "mps"):
             torch.empty(0, device=device)
             return device
-    except (RuntimeError, AssertionError):
-        pass
     raise UserError(f"{name!r} is not a device of this machine: choose another --device or --gpu")
 
 
@@ -141,7 +148,7 @@ def _exit_on_missing_name(kind: type[BaseException], error: BaseException, where
         message = f"{Path(importer.filename).name}, line {importer.lineno}: {error}"
         print(f"{Path(sys.argv[0]).name}: error: {one_line(message)}", file=sys.stderr)
         sys.exit(2)
-    sys.__excepthook__(kind, error, where)
+    _previous_hook(kind, error, where)
 
 
-sys.excepthook = _exit_on_missing_name
+_previous_hook, sys.excepthook = sys.excepthook, _exit_on_missing_name

@@ -22,6 +22,9 @@ class Distributed:
         rank: index of this process.
         size: number of processes.
         local_rank: index among the processes of this machine, and of this process's GPU.
+        is_rank_zero: whether this is the process that writes and prints.
+        share: this process's share of a sequence that all processes have, every size-th item.
+        tqdm_options: only rank 0 shows progress bars.
     """
 
     def __init__(self) -> None:
@@ -30,21 +33,9 @@ class Distributed:
         self.rank = int(environment.get("RANK", 0))
         self.size = int(environment.get("WORLD_SIZE", 1))
         self.local_rank = int(environment.get("LOCAL_RANK", 0))
-
-    @property
-    def is_rank_zero(self) -> bool:
-        """Whether this is the process that writes and prints."""
-        return self.rank == 0
-
-    @property
-    def tqdm_options(self) -> dict[str, bool]:
-        """For tqdm: only rank 0 shows a progress bar."""
-        return {} if self.is_rank_zero else {"disable": True}
-
-    @property
-    def share(self) -> slice:
-        """This process's share of a sequence that all processes have: every size-th item."""
-        return slice(self.rank, None, self.size)
+        self.is_rank_zero = self.rank == 0
+        self.share = slice(self.rank, None, self.size)
+        self.tqdm_options = {} if self.is_rank_zero else {"disable": True}
 
     def device(self, name: str, gpu: int) -> torch.device:
         """The device for `--device` and `--gpu`; with several processes, the GPU of the local rank."""
@@ -67,18 +58,15 @@ class Distributed:
         """Call on rank 0 alone and return the result on all. If it raises, the other ranks exit silently."""
         if self.size == 1:
             return call()
-        result, error = None, None
+        outcome, error = [None, False], SystemExit(2)
         if self.is_rank_zero:
             try:
-                result = call()
+                outcome[0] = call()
             except Exception as caught:
-                error = caught
-        outcome = [result, error is not None]
+                outcome[1], error = True, caught
         dist.broadcast_object_list(outcome, src=0)
-        if error:
-            raise error
         if outcome[1]:
-            raise SystemExit(2)
+            raise error
         return outcome[0]
 
     def wrap(self, network: nn.Module) -> nn.Module:

@@ -5,7 +5,6 @@ Different resize filters on the two sides would add to the distance between them
 
 import hashlib
 import os
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from atomic import atomic_write, remove_partials
-from cli import UserError, one_line
+from cli import UserError
+from cli import note as print_note
 from progress import tqdm
 
 # Left in folders by operating systems, file servers and archives; in lower case.
@@ -28,10 +28,7 @@ JUNK |= {"ehthumbs.db", "icon\r", "lost+found", "system volume information", "th
 IDENTIFIED_ONLY = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow alone does not decode
 
 
-@cache
-def note(text: str) -> None:
-    """Tell the user, once per process."""
-    print(f"note: {one_line(text)}", file=sys.stderr)
+note = cache(print_note)  # once per process
 
 
 # Finding and reading files.

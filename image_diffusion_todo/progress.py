@@ -1,6 +1,8 @@
 """Progress bars that print a line a minute where the output is not a terminal, such as the log of a cluster's job."""
 
+import io
 import sys
+from contextlib import suppress
 from typing import Any
 
 from tqdm import tqdm as terminal_tqdm
@@ -14,7 +16,7 @@ class tqdm(terminal_tqdm):
     def __init__(self, *args: Any, **options: Any):
         self.prints_lines = not sys.stderr.isatty() and "ipykernel" not in sys.modules
         if self.prints_lines:
-            options |= {"mininterval": SECONDS, "miniters": 1, "delay": SECONDS, "leave": False, "position": 1}
+            options |= {"mininterval": SECONDS, "miniters": 1, "delay": SECONDS, "leave": False, "file": io.StringIO()}
         super().__init__(*args, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
@@ -22,5 +24,6 @@ class tqdm(terminal_tqdm):
         if not self.prints_lines:
             return super().display(msg, pos)
         if msg is None:
-            print(self, file=sys.stderr, flush=True)
+            with suppress(OSError):  # a log that takes no more, such as a closed pipe, does not end the program
+                print(self, file=sys.stderr, flush=True)
         return True

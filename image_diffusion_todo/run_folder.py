@@ -3,9 +3,11 @@
 import argparse
 import csv
 import io
+import itertools
 import json
 import os
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,10 @@ def new_run_folder(args: argparse.Namespace) -> Path:
     parent = Path("results") / f"{'cfg_' * args.use_cfg}predictor_{args.predictor}" / f"beta_{args.mode}"
     parent.mkdir(parents=True, exist_ok=True)
     name = datetime.now().strftime("%m-%d-%H%M%S")
-    for suffix in ("", *(f"-{k}" for k in range(2, 1000))):
-        try:
+    for suffix in itertools.chain([""], (f"-{k}" for k in itertools.count(2))):
+        with suppress(FileExistsError):
             (parent / (name + suffix)).mkdir()
             return parent / (name + suffix)
-        except FileExistsError:
-            continue
-    raise FileExistsError(f"{parent / name}: too many runs in one second")
 
 
 def save_config(settings: dict[str, Any], skipped: list[str], folder: Path) -> None:
@@ -53,7 +52,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: if the folder has none that can be read.
     """
     try:
-        return dict(json.loads((folder / "config.json").read_text()))
+        return dict(json.loads((folder / "config.json").read_bytes()))
     except (OSError, ValueError, TypeError):
         raise UserError(f"{str(folder)!r} is not the folder of a run: it has no readable config.json") from None
 

@@ -20,7 +20,7 @@ import torch
 import speed
 from atomic import atomic_write, lock_folder
 from checkpoint import build_network
-from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range
+from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range, note
 from data_folder import check_writable
 from dataset import tensor_to_pil_image
 from distributed import Distributed
@@ -122,7 +122,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
         raise UserError(f"argument --{error}") from None
     skips_steps = len(timesteps) < ddpm.var_scheduler.num_train_timesteps
     if processes.is_rank_zero and skips_steps and (ddpm.predictor, ddpm.parametrization) == ("mean", "direct"):
-        print("note: direct mean prediction is inaccurate when steps are skipped; --sample_method ddpm skips none")
+        note("direct mean prediction is inaccurate when steps are skipped; --sample_method ddpm skips none")
     labels = class_labels(args, ddpm) if args.use_cfg else {}
     settings = {
         "model": model_hash(ddpm),

@@ -1,6 +1,7 @@
 """Optimisations that change precision and order of summation only, one per function (see `benchmarks/training.py`)."""
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from cli import UserError, one_line
+from cli import UserError, note
 
 Result = TypeVar("Result")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
@@ -21,9 +22,8 @@ def select_precision(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16"
-        return "fp16" if torch.cuda.get_device_capability(device) >= (7, 0) else "fp32"  # since Volta
+        capability = torch.cuda.get_device_capability(device)
+        return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"  # Ampere, Volta
     # CPUs without such units emulate bfloat16, twenty times slower.
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return "bf16" if device.type == "cpu" and any(check is not None and check() for check in checks) else "fp32"
@@ -52,18 +52,21 @@ def should_compile(switch: str, device: torch.device, num_calls: int) -> bool:
     """Whether to compile; "auto": on GPUs, if there are enough calls of the network to make up for it.
 
     Raises:
-        UserError: for "on" without a compiler.
+        UserError: for "on" where it is known to fail.
     """
-    has_compiler = any(map(shutil.which, ("cc", "gcc", "clang", "c++", "g++", "clang++")))
-    if device.type == "cuda":
-        has_compiler &= importlib.util.find_spec("triton") is not None
-    if switch != "auto":
-        if switch == "on" and not has_compiler:
-            raise UserError("argument --compile: there is no C compiler (or, for a GPU, no Triton) on this machine")
-        return switch == "on"
-    if device.type != "cuda" or num_calls < 2000 or torch.cuda.get_device_capability(device) < (7, 0):
-        return False  # Triton needs at least Volta
-    return has_compiler
+    if switch == "off" or (switch == "auto" and (device.type != "cuda" or num_calls < 2000)):
+        return False
+    variables = [word for name in ("CC", "CXX") for word in os.environ.get(name, "").split()[:1]]
+    missing = None
+    if not any(map(shutil.which, ("cc", "gcc", "clang", "c++", "g++", "clang++", "cl", *variables))):
+        missing = "a C compiler"
+    elif device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        missing = "Triton"
+    elif device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 0):
+        missing = "a GPU for which Triton compiles"
+    if missing and switch == "on":
+        raise UserError(f"argument --compile: this machine lacks {missing}")
+    return not missing
 
 
 def compile_network(network: nn.Module, cuda_graph: bool = True) -> None:
@@ -92,7 +95,7 @@ def call_compiled(call: Callable[[], Result], switch: str) -> Result:
         if switch == "on":
             raise UserError(f"argument --compile: compilation failed ({reason})") from error
         torch.compiler.set_stance("force_eager")
-        print(f"continuing without compilation, which failed ({one_line(reason)})")
+        note(f"compilation failed ({reason}); continuing without it")
         return result
 
 

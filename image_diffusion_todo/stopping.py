@@ -15,16 +15,16 @@ class Stopped(Exception):
 class StopSignals:
     """A context in which signals that ask for the end of the program set `requested` instead.
 
-    They are Ctrl-C, SIGTERM, SIGHUP (a lost connection; left alone where `nohup` ignores it) and SIGUSR1 (a cluster's
-    warning before its time limit). A second Ctrl-C or SIGTERM ends the program at once.
+    They are Ctrl-C, SIGTERM, SIGHUP (a lost connection; left alone where `nohup` ignores it), and SIGUSR1, SIGUSR2 and
+    SIGXCPU (a cluster's warning before its time limit). A second Ctrl-C or SIGTERM ends the program at once.
     """
 
     def __init__(self) -> None:
         self.requested = False
 
     def __enter__(self) -> "StopSignals":
-        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows lacks the last two
+        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has the first two
         self._previous = {
             number: signal.signal(number, self._request)
             for number in numbers

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from atomic import lock_folder
-from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range
+from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range, note
 from data_folder import check_has_data, check_writable
 from dataset import AFHQDataModule, is_synthetic
 from distributed import Distributed
@@ -112,7 +112,11 @@ def build_parser(prog: str | None = None) -> ArgumentParser:
 def run_folder(text: str) -> Path:
     """An argparse type: the folder of a run, also by its last.ckpt."""
     path = Path(text)
-    return path.parent if path.name == "last.ckpt" else path
+    if path.name in ("last.ckpt", "config.json"):
+        return path.parent
+    if path.suffix == ".ckpt":
+        raise UserError(f"{text!r} holds no state of training: give the folder of the run, or its last.ckpt")
+    return path
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -136,9 +140,10 @@ def read_settings(run: Path) -> dict[str, object]:
     """The flags in a run's config.json, checked as on a command line; UserError if it has none."""
     config = read_config(run)
     parser = build_parser(f"{Path(sys.argv[0]).name}: {run / 'config.json'}")  # whose errors name the file
-    flags, defaults = [], vars(parser.parse_args([]))
+    defaults = vars(parser.parse_args([]))
     if config.keys().isdisjoint(defaults):
         parser.error("there are no settings in it")
+    flags = []
     for name, default in defaults.items():
         value = config.get(name, default)
         if isinstance(value, list):
@@ -233,8 +238,7 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
         trainer.save()
         distributed.barrier()  # torchrun ends all processes when one ends
     if distributed.is_rank_zero and stopping:
-        python = "python" if distributed.size == 1 else f"torchrun --nproc_per_node {distributed.size}"
-        print(f"stopped at step {trainer.step}; resume with: {python} train.py --resume {shlex.quote(str(folder))}")
+        print(f"stopped at step {trainer.step}; resume with: {trainer.resume_command}")
     elif distributed.is_rank_zero:
         paths = [shlex.quote(str(path)) for path in (folder / "last.ckpt", Path("samples", folder.name))]
         sample = "python sampling.py --ckpt_path {} --save_dir {}".format(*paths)
@@ -244,13 +248,12 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
 
 
 def check_noise(scheduler: DDPMScheduler) -> None:
-    """Print betas that fit the length of the chain if x_T is far from pure noise."""
+    """If x_T is far from pure noise, tell the betas that fit the length of the chain."""
     T = scheduler.num_train_timesteps
     signal = scheduler.alpha_bars[T - 1] ** 0.5
     if signal > 0.05:
         beta_1, beta_T = 0.1 / T, min(20 / T, 0.999)  # the defaults fit T = 1000
-        betas = f"--beta_1 {beta_1:.2g} --beta_T {beta_T:.3g}"
-        print(f"note: x_T keeps {signal:.0%} of the image; for {T} timesteps, use {betas}")
+        note(f"x_T keeps {signal:.0%} of the image; for {T} timesteps, use --beta_1 {beta_1:.2g} --beta_T {beta_T:.3g}")
 
 
 def check_same_data(args: argparse.Namespace, dataset_info: dict[str, object]) -> None:
@@ -259,7 +262,8 @@ def check_same_data(args: argparse.Namespace, dataset_info: dict[str, object]) -
     for name in ("classes", "num_images", "fingerprint"):  # of names and contents
         now, before = dataset_info[name], config.get(name, dataset_info[name])
         if now != before:
-            raise UserError(f"{args.data_root}: {name} is {now} now, and was {before} when {args.resume} was started")
+            change = f"{name} was {before} and is {now}"
+            raise UserError(f"{args.data_root}: not the data that {args.resume} was started with: {change}")
 
 
 def main() -> None:

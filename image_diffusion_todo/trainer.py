@@ -19,7 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 import speed
 from atomic import atomic_write, remove_partials
 from checkpoint import read_checkpoint, write_checkpoint
-from cli import UserError
+from cli import UserError, note
 from dataset import tensor_to_pil_image
 from distributed import Distributed
 from image_grid import trajectory_frames, trajectory_image
@@ -32,32 +32,23 @@ from stopping import Stopped, StopSignals
 from training_state import load_optimizer, random_states, restore_random_states
 
 LOG_EVERY = 50  # steps per row of stats.csv; their losses are copied from the device together
+# Flags that have the names of arguments of `UNet`.
+NETWORK_FLAGS = ("image_resolution", "patch_size", "ch", "ch_mult", "attn", "num_res_blocks", "dropout")
+NETWORK_FLAGS += ("use_cfg", "cfg_dropout")
 
 
 def build_network(args: argparse.Namespace, num_classes: int) -> UNet:
     """The network for the flags of train.py; UserError for sizes that do not fit together."""
-    return UNet(
-        T=args.num_diffusion_train_timesteps,
-        image_resolution=args.image_resolution,
-        ch=args.ch,
-        ch_mult=args.ch_mult,
-        attn=args.attn,
-        num_res_blocks=args.num_res_blocks,
-        dropout=args.dropout,
-        use_cfg=args.use_cfg,
-        cfg_dropout=args.cfg_dropout,
-        num_classes=num_classes if args.use_cfg else None,
-        patch_size=args.patch_size,
-    )
+    options = {name: getattr(args, name) for name in NETWORK_FLAGS}
+    return UNet(args.num_diffusion_train_timesteps, num_classes=num_classes if args.use_cfg else None, **options)
 
 
 def build_model(args: argparse.Namespace, num_classes: int) -> DiffusionModule:
     """The model for the flags of train.py."""
     network = build_network(args, num_classes)
     schedule = DDPMScheduler(args.num_diffusion_train_timesteps, args.beta_1, args.beta_T, args.mode)
-    return DiffusionModule(
-        network, schedule, args.predictor, parametrization=args.parametrization, loss_weight=args.loss_weight
-    )
+    options = {"parametrization": args.parametrization, "loss_weight": args.loss_weight}
+    return DiffusionModule(network, schedule, args.predictor, **options)
 
 
 def update_ema(ema: list[torch.Tensor], weights: list[torch.Tensor], decay: float, step: int) -> None:
@@ -95,8 +86,7 @@ class Trainer:
         speed.place_network(self.model, device, self.model.precision)
         self.network = self.model.network
         self.network.activation_checkpointing = args.activation_checkpointing
-        self.weights = list(self.network.parameters())
-        wrapped = self.distributed.wrap(self.network)
+        wrapped = self.distributed.wrap(self.network)  # which may change the weights
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.model.network = wrapped
         compiles = speed.should_compile(args.compile, device, args.train_num_steps)
@@ -105,7 +95,7 @@ class Trainer:
             # A CUDA graph overwrites gradients, to which accumulation and other processes add.
             speed.compile_network(self.network, cuda_graph=args.accumulate == 1 and self.distributed.size == 1)
             speed.compile_network(self.ema.network)
-        self.averages = list(self.ema.network.parameters())
+        self.weights, self.averages = list(self.network.parameters()), list(self.ema.network.parameters())
         self.optimizer = speed.adam(self.weights, args.learning_rate, device)
         # Keeps small gradients in the range of float16; does nothing in other precisions.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.model.precision == "fp16")
@@ -118,11 +108,7 @@ class Trainer:
     # Training step
 
     def train_step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """A gradient step on images [B, 3, H, W] in [-1, 1] and labels [B].
-
-        Raises:
-            UserError: if a loss of the last `LOG_EVERY` steps was not finite.
-        """
+        """A gradient step on images [B, 3, H, W] in [-1, 1] and labels [B]; UserError if training has failed."""
         if self.args.hflip:
             flipped = torch.rand(len(images), 1, 1, 1, device=self.device) < 0.5
             images = torch.where(flipped, images.flip(3), images)
@@ -136,7 +122,12 @@ class Trainer:
         self.step += 1
         update_ema(self.averages, self.weights, self.args.ema_decay, self.step)
         if self.step % LOG_EVERY == 0 or self.step == self.args.train_num_steps:
-            self._end_row(lr)
+            losses = self.read_losses()
+            images_per_second = len(losses) * self.args.batch_size / (time.perf_counter() - self.row_started)
+            row = self.step, f"{sum(losses) / len(losses):.6g}", f"{lr:.3g}", f"{images_per_second:.2f}"
+            self.stats.append(dict(zip(COLUMNS, row, strict=True)))
+            self.pending_losses = []
+            self.row_started = time.perf_counter()
 
     def compute_gradient(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The (scaled) gradient of the batch's mean loss, in --accumulate parts; returns the loss [], on the device."""
@@ -150,35 +141,27 @@ class Trainer:
             total += loss.detach()
         return total
 
-    def _end_row(self, lr: float) -> None:
-        losses = self.read_losses()
-        images_per_second = len(losses) * self.args.batch_size / (time.perf_counter() - self.row_started)
-        row = self.step, f"{sum(losses) / len(losses):.6f}", f"{lr:.3g}", f"{images_per_second:.2f}"
-        self.stats.append(dict(zip(COLUMNS, row, strict=True)))
-        self.pending_losses = []
-        self.row_started = time.perf_counter()
-
     def read_losses(self) -> list[float]:
-        """The pending losses, copied from the device and averaged over the processes.
-
-        Raises:
-            UserError: if one is not finite.
-        """
+        """The pending losses, from the device, averaged over the processes; UserError if one is not finite."""
         losses = self.distributed.mean(torch.stack(self.pending_losses).cpu()).tolist() if self.pending_losses else []
         for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
             if not math.isfinite(loss):
                 raise UserError(f"the loss of step {step} is {loss}: training has failed. {self.resume_hint()}")
         return losses
 
+    @property
+    def resume_command(self) -> str:
+        """The command that continues this run."""
+        size = self.distributed.size
+        program = "python" if size == 1 else f"torchrun --nproc_per_node {size}"
+        return f"{program} train.py --resume {shlex.quote(str(self.folder))}"
+
     def resume_hint(self) -> str:
         """What to do after training has failed."""
         if not (self.folder / "last.ckpt").exists():
             return "Nothing was saved; a smaller --learning_rate may help"
-        lr = self.args.learning_rate / 2
-        return (
-            "Resume from the last good checkpoint with a lower learning rate: "
-            f"python train.py --resume {shlex.quote(str(self.folder))} --learning_rate {lr:g}"
-        )
+        command = f"{self.resume_command} --learning_rate {self.args.learning_rate / 2:g}"
+        return f"Resume from the last good checkpoint with a lower learning rate: {command}"
 
     # Samples, statistics and checkpoints
 
@@ -197,11 +180,7 @@ class Trainer:
         return (self.folder / f"step={self.step}-traj.png").exists()
 
     def save_samples(self, stop: StopSignals) -> None:
-        """Write four samples of the averaged weights and the trajectory of the first, always from the same noise.
-
-        Raises:
-            Stopped: if a stop was requested meanwhile.
-        """
+        """Write four samples of `ema` and the trajectory of the first, from the same noise each time."""
         indices = range(4)
         labels = torch.tensor([i % self.network.num_classes + 1 for i in indices]) if self.args.use_cfg else None
 
@@ -221,8 +200,7 @@ class Trainer:
         """Write last.ckpt, a checkpoint of `ema` with the state of training, then stats.csv and loss.png.
 
         Raises:
-            UserError: if losses or weights are not finite; the last checkpoint stays.
-            OSError: if it cannot be written; likewise.
+            UserError, OSError: if losses or weights are not finite, or a file cannot be written. last.ckpt stays.
         """
         if self.saved_step == self.step:
             return
@@ -237,20 +215,22 @@ class Trainer:
             "random": self.distributed.gather(random_states(self.device)),
         }
         self.saved_step = self.step
-        if not self.distributed.is_rank_zero:
-            return
-        try:
-            write_checkpoint(self.ema.checkpoint() | {"training": training}, self.folder / "last.ckpt")
-        except ValueError as error:
-            raise UserError(f"step {self.step}: {error}: training has failed. {self.resume_hint()}") from error
-        write_stats(self.stats, self.args, self.folder)
+        if self.distributed.is_rank_zero:
+            self._write_checkpoint("last.ckpt", training=training)
+            write_stats(self.stats, self.args, self.folder)
 
     def save_averaged(self) -> None:
-        """Write step={N}.ckpt, the averaged weights of this step alone."""
+        """Write step={N}.ckpt, the averaged weights of this step alone; errors as for `save`."""
         started = time.perf_counter()
         if self.distributed.is_rank_zero:
-            write_checkpoint(self.ema.checkpoint(), self.folder / f"step={self.step}.ckpt")
+            self._write_checkpoint(f"step={self.step}.ckpt")
         self.row_started += time.perf_counter() - started  # does not count as training time
+
+    def _write_checkpoint(self, name: str, **more: Any) -> None:
+        try:
+            write_checkpoint(self.ema.checkpoint() | more, self.folder / name)
+        except UserError as error:
+            raise UserError(f"step {self.step}: {error}: training has failed. {self.resume_hint()}") from error
 
     def load(self) -> None:
         """Continue from the folder's last.ckpt; without one, from the start.
@@ -287,10 +267,12 @@ class Trainer:
                 restore_random_states(states[self.distributed.rank], self.device)
             elif self.distributed.is_rank_zero:
                 size = self.distributed.size
-                print(f"trained by {len(states)} processes and resumed by {size}: random numbers differ")
+                note(f"trained by {len(states)} processes and resumed by {size}: random numbers differ")
+            if self.distributed.is_rank_zero:
+                write_stats(self.stats, self.args, self.folder)  # in case a kill came before it
+        except OSError:
+            raise
         except Exception as error:  # the checkpoint may hold anything
             reason = " ".join(str(error).split())
             raise UserError(f"{path}: this run cannot be resumed from it: {reason}") from error
         self.saved_step = self.step
-        if self.distributed.is_rank_zero:
-            write_stats(self.stats, self.args, self.folder)  # in case a kill came before it

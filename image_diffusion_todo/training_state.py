@@ -11,11 +11,11 @@ def load_optimizer(optimizer: torch.optim.Adam, state: dict[str, Any]) -> None:
     groups = optimizer.state_dict()["param_groups"]  # whether Adam is fused depends on the device
     weights = optimizer.param_groups[0]["params"]
     for index, moments in state["state"].items():
-        for name in ("exp_avg", "exp_avg_sq"):
-            if moments[name].shape != weights[index].shape or not moments[name].isfinite().all():
+        for name, like in [("step", torch.zeros(())), ("exp_avg", weights[index]), ("exp_avg_sq", weights[index])]:
+            if moments[name].shape != like.shape or not moments[name].isfinite().all():
                 raise ValueError(f"the optimizer's {name} of parameter {index} does not fit")
             # Fused Adam needs moments and weights in the same memory format.
-            moments[name] = torch.empty_like(weights[index]).copy_(moments[name])
+            moments[name] = torch.empty_like(like).copy_(moments[name])
     optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 
 

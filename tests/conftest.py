@@ -9,6 +9,7 @@ import importlib.util
 import re
 import resource
 import runpy
+import shutil
 import signal
 import sys
 import warnings
@@ -23,7 +24,7 @@ import pytest
 import torch
 from PIL import Image
 
-from oracles import only_run
+from oracles import awake, only_run
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)  # the tests' tensors are small: more threads would only wait for each other
@@ -36,7 +37,8 @@ FOLDERS = {"task1": ROOT / "2d_plot_diffusion_todo", "task2": ROOT / "image_diff
 # A network that takes milliseconds: the arguments of `UNet`, and the flags of train.py for the same with T = 12.
 SMALL_UNET = {"image_resolution": 8, "ch": 32, "ch_mult": [1], "attn": [], "num_res_blocks": 1, "dropout": 0.0}
 SMALL_FLAGS = ["--image_resolution", 8, "--ch", 32, "--ch_mult", 1, "--attn", "--num_res_blocks", 1, "--dropout", 0]
-SMALL_FLAGS = [*map(str, SMALL_FLAGS), "--num_diffusion_train_timesteps", "12", "--train_num_steps", "4"]
+SMALL_FLAGS += ["--num_diffusion_train_timesteps", 12, "--beta_T", 0.9, "--train_num_steps", 4]
+SMALL_FLAGS = [*map(str, SMALL_FLAGS)]
 # A run that draws random numbers of every kind.
 RUN_FLAGS = ["--batch_size", 4, "--log_interval", 20, "--hflip", "--use_cfg", "--dropout", 0.2, "--ema_decay", 0.99]
 RUN_FLAGS = [*SMALL_FLAGS, *map(str, RUN_FLAGS)]
@@ -164,6 +166,15 @@ def new_trainer(tmp_path):
     return build
 
 
+def small_model(predictor="noise", T=12, **settings):
+    """A module of Task 2 with a small network, as if trained."""
+    from model import DiffusionModule
+    from network import UNet
+    from scheduler import DDPMScheduler
+
+    return DiffusionModule(awake(UNet(T=T, **SMALL_UNET | settings)), DDPMScheduler(T, 1e-3, 0.3), predictor)
+
+
 def weights_after(trainer, steps=4):
     """The weights after a few steps, and their losses."""
     generator = torch.Generator().manual_seed(2)
@@ -187,12 +198,20 @@ def compiled(monkeypatch):
     return calls
 
 
+@pytest.fixture(scope="session")
+def _run_of_3_steps(faces, tmp_path_factory):
+    from processes import Program
+
+    place = tmp_path_factory.mktemp("run")
+    run = Program("train.py", "--data_root", faces, *RUN_FLAGS, "--train_num_steps", 3, place=place)
+    assert run.finish() == 0, run.output
+    return only_run(place)
+
+
 @pytest.fixture
-def half_a_run(program, faces, tmp_path):
+def half_a_run(_run_of_3_steps, tmp_path):
     """A run of 3 steps, to be resumed."""
-    run = program("train.py", "--data_root", faces, *RUN_FLAGS, "--train_num_steps", 3)
-    assert run.returncode == 0, run.stderr
-    return only_run(tmp_path)
+    return shutil.copytree(_run_of_3_steps, tmp_path / "half a run")
 
 
 @pytest.fixture

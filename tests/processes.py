@@ -5,46 +5,48 @@ A server process imports PyTorch once; each program then runs in a fork of it.
 
 import multiprocessing
 import os
-import resource
 import runpy
+import signal
 import socket
 import sys
 from pathlib import Path
 
 PROGRAMS = Path(__file__).parent.parent / "image_diffusion_todo"
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torchvision.utils", "matplotlib.pyplot", "tqdm", "PIL.Image"])
+_context.set_forkserver_preload(["torch", "torchvision.utils", "matplotlib.figure", "tqdm", "PIL.Image"])
 
 
-def _run(
-    name: str, arguments: list[str], place: str, log: str, largest_file: int | None, environment: dict[str, str]
-) -> None:
+def _run(name: str, arguments: list[str], place: str, log: str, environment: dict[str, str]) -> None:
+    os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup`, too
     os.chdir(place)
     os.environ.update(environment)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    # A terminal that is opened to be read, too, becomes that of the program.
+    descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    os.environ["TQDM_DISABLE"] = "1"
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
     import torch
 
     torch.set_num_threads(1)
-    if largest_file is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.path.insert(0, str(PROGRAMS))
     sys.argv = [name, *arguments]
     runpy.run_path(str(PROGRAMS / name), run_name="__main__")
 
 
 class Program:
-    """A program that runs; `largest_file` in bytes makes the disk seem full to whoever writes a larger one."""
+    """A program that runs.
 
-    def __init__(
-        self, name: str, *arguments: object, place: Path, largest_file: int | None = None, **environment: object
-    ):
-        self.log = place / f"log{environment.get('RANK', '')}"
-        arguments = [str(a) for a in arguments]
+    Args:
+        place: the working directory.
+        log: where the output goes; a name is a file of that folder.
+        environment: further variables.
+    """
+
+    def __init__(self, name: str, *arguments: object, place: Path, log: str | Path = "log", **environment: object):
+        self.log = place / log
         environment = {key: str(value) for key, value in environment.items()}
-        details = name, arguments, str(place), str(self.log), largest_file, environment
+        details = name, [str(a) for a in arguments], str(place), str(self.log), environment
         self.process = _context.Process(target=_run, args=details, daemon=True)
         self.process.start()
 
@@ -57,9 +59,7 @@ class Program:
 
     def finish(self) -> int:
         """Wait for its end, five minutes at most; the exit code."""
-        self.process.join(300)
-        self.process.kill()
-        self.process.join()
+        self.kill(after=300)
         return self.process.exitcode
 
     @property
@@ -74,4 +74,7 @@ def start_together(size: int, name: str, *arguments: object, place: Path) -> lis
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-    return [Program(name, *arguments, place=place, RANK=r, LOCAL_RANK=r, **common) for r in range(size)]
+    return [
+        Program(name, *arguments, place=place, log=f"log{rank}", RANK=rank, LOCAL_RANK=rank, **common)
+        for rank in range(size)
+    ]

@@ -6,36 +6,58 @@ import pytest
 import torch
 
 import speed
-from conftest import SMALL_FLAGS, SMALL_UNET, weights_after
-from model import DiffusionModule
+from cli import UserError
+from conftest import SMALL_FLAGS, small_model, weights_after
 from network import UNet
-from oracles import awake, max_difference, refused
-from scheduler import DDPMScheduler
+from oracles import max_difference, refused
 from stopping import StopSignals
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def small_model():
-    return DiffusionModule(awake(UNet(**SMALL_UNET)), DDPMScheduler(12, 1e-4, 0.02))
-
-
-def test_when_compilation_is_worth_it(monkeypatch):
-    cuda = torch.device("cuda")
+@pytest.fixture
+def new_gpu(monkeypatch):
+    """A machine with a GPU and everything that compilation for it needs."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert speed.should_compile("auto", cuda, 2000) and not speed.should_compile("auto", cuda, 100)
-    assert speed.should_compile("on", CPU, 1) and not speed.should_compile("auto", CPU, 10**6)
-    assert not speed.should_compile("off", cuda, 10**6)
-    for name, absent in [
+
+
+@pytest.mark.usefixtures("new_gpu")
+@pytest.mark.parametrize(
+    ("switch", "device", "num_calls", "expected"),
+    [
+        ("auto", CUDA, 2000, True),
+        ("auto", CUDA, 100, False),
+        ("auto", CPU, 10**6, False),
+        ("on", CPU, 1, True),
+        ("off", CUDA, 10**6, False),
+    ],
+)
+def test_when_compilation_is_worth_it(switch, device, num_calls, expected):
+    assert speed.should_compile(switch, device, num_calls) is expected
+
+
+@pytest.mark.usefixtures("new_gpu")
+@pytest.mark.parametrize(
+    ("name", "absent"),
+    [
         ("torch.cuda.get_device_capability", lambda device: (6, 1)),
         ("shutil.which", lambda name: None),
         ("importlib.util.find_spec", lambda name: None),
-    ]:
-        with monkeypatch.context() as patch:
-            patch.setattr(name, absent)
-            assert not speed.should_compile("auto", cuda, 10**6), name
+    ],
+)
+def test_where_compilation_cannot_work_auto_goes_without_and_on_is_an_error(monkeypatch, name, absent):
+    monkeypatch.setattr(name, absent)
+    assert not speed.should_compile("auto", CUDA, 10**6)
+    with pytest.raises(UserError, match="--compile"):
+        speed.should_compile("on", CUDA, 10**6)
+
+
+def test_a_compiler_that_CC_names_is_found(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: name if name == "/opt/bin/icx" else None)
+    monkeypatch.setenv("CC", "/opt/bin/icx -O2")
+    assert speed.should_compile("on", CPU, 1)
 
 
 @pytest.mark.parametrize(("flags", "cuda_graph"), [([], True), (["--accumulate", 2], False)])
@@ -86,12 +108,12 @@ def test_auto_goes_on_without_a_compilation_that_fails(
     failing_compiler(failing_call)
     monkeypatch.setattr(speed, "should_compile", lambda *_: True)
     _, losses = weights_after(new_trainer())
-    assert len(losses) == 4 and capsys.readouterr().out.count("\n") == 1
+    assert len(losses) == 4 and capsys.readouterr().err.count("\n") == 1
 
     torch.compiler.set_stance("default")
     trainer = new_trainer()
     trainer.save_samples(StopSignals())
-    assert trainer.has_samples and capsys.readouterr().out.count("\n") == 1
+    assert trainer.has_samples and [line[:5] for line in capsys.readouterr().err.splitlines()] == ["note:"]
 
 
 @pytest.mark.parametrize("failing_call", [1, 3])
@@ -122,8 +144,8 @@ def test_a_bug_in_the_model_keeps_its_traceback_when_compiled(new_trainer, faili
 @pytest.mark.parametrize("method", ["ddpm", "ddim", "dpm"])
 def test_a_network_may_write_every_output_into_the_same_memory(method):
     """As a CUDA graph does; what a sampler keeps of earlier outputs must not change."""
-    network = awake(UNet(**SMALL_UNET)).eval()
-    memory = torch.empty(2, 3, 8, 8)
+    model = small_model("x0", T=40).eval()
+    network, memory, samples = model.network, torch.empty(2, 3, 8, 8), []
 
     class InOnePlace(torch.nn.Module):
         image_resolution = 8
@@ -131,10 +153,9 @@ def test_a_network_may_write_every_output_into_the_same_memory(method):
         def forward(self, x, t):
             return memory.copy_(network(x, t))
 
-    samples = []
-    for called in (network, InOnePlace()):
+    for model.network in (network, InOnePlace()):
         torch.manual_seed(0)
-        samples.append(DiffusionModule(called, DDPMScheduler(40, 1e-3, 0.3), "x0").sample(2, sample_method=method))
+        samples.append(model.sample(2, sample_method=method))
     assert torch.equal(*samples)
 
 

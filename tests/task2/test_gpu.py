@@ -10,11 +10,10 @@ from PIL import Image
 import speed
 import train
 from checkpoint import read_checkpoint
+from conftest import small_model
 from dataset import AFHQDataModule
-from model import DiffusionModule
-from network import UNet
-from oracles import awake, only_run
-from scheduler import PREDICTORS, DDPMScheduler
+from oracles import only_run
+from scheduler import PREDICTORS
 from trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -22,16 +21,12 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an 
 CUDA = torch.device("cuda:0")
 FLAGS = "--ch 32 --ch_mult 1 2 --attn 1 --num_res_blocks 1 --image_resolution 16 --num_diffusion_train_timesteps 20"
 FLAGS = [*FLAGS.split(), "--batch_size", "8", "--dropout", "0", "--warmup_steps", "10", "--learning_rate", "1e-3"]
-
-
-def small_model(predictor="noise"):
-    network = awake(UNet(T=20, image_resolution=16, ch=32, ch_mult=[1, 2], attn=[1], num_res_blocks=1)).eval()
-    return DiffusionModule(network, DDPMScheduler(20, 1e-3, 0.3), predictor)
+SIZES = {"T": 20, "image_resolution": 16, "ch_mult": [1, 2], "attn": [1]}
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_predictions_are_those_of_the_cpu(predictor):
-    model = small_model(predictor)
+    model = small_model(predictor, **SIZES).eval()
     x_t, t = torch.randn(4, 3, 16, 16), torch.tensor([0, 5, 12, 19])
     with torch.no_grad():
         expected = model.predict(x_t, t)
@@ -71,7 +66,7 @@ def test_every_way_of_training_has_the_losses_of_the_plain_one(faces, tmp_path, 
 
 @pytest.mark.parametrize("method", ["ddpm", "ddim", "dpm"])
 def test_compiled_sampling_gives_the_plain_samples(method):
-    model = small_model()
+    model = small_model(**SIZES).eval()
     speed.place_network(model, CUDA)
     compiled = copy.deepcopy(model)
     speed.compile_network(compiled.network)

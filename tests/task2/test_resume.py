@@ -5,11 +5,10 @@ import fcntl
 import json
 import os
 import pty
-import random
+import select
+import shlex
 import signal
 import struct
-import subprocess
-import sys
 import termios
 import time
 
@@ -22,10 +21,11 @@ from atomic import lock_folder, remove_partials
 from checkpoint import read_checkpoint
 from conftest import RUN_FLAGS
 from oracles import max_difference, only_run, refused
-from processes import PROGRAMS, Program
+from processes import Program
 from stopping import StopSignals
 
-STEPS = 70
+STEPS = 60
+WARNINGS = ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
 
 
 def bits(thing):
@@ -42,9 +42,9 @@ def bits(thing):
 def end_of(folder):
     """All that a run leaves that does not depend on the speed of the machine."""
     checkpoint = read_checkpoint(folder / "last.ckpt")
-    training = checkpoint["training"]
-    del training["row_seconds"]
-    training["stats"] = [{k: row[k] for k in ("step", "loss", "learning_rate")} for row in training["stats"]]
+    del checkpoint["training"]["row_seconds"]
+    for row in checkpoint["training"]["stats"]:
+        del row["images_per_second"]
     rows = [row[:3] for row in csv.reader((folder / "stats.csv").open())]
     samples = {path.name: path.read_bytes() for path in folder.glob("step=*.png")}
     return bits(checkpoint), rows, samples
@@ -55,9 +55,14 @@ def step_of(folder):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(faces, tmp_path_factory):
+def flags(faces):
+    return ["--data_root", faces, *RUN_FLAGS, "--train_num_steps", STEPS]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(flags, tmp_path_factory):
     place = tmp_path_factory.mktemp("undisturbed")
-    run = Program("train.py", "--data_root", faces, *RUN_FLAGS, "--train_num_steps", STEPS, place=place)
+    run = Program("train.py", *flags, place=place)
     assert run.finish() == 0, run.output
     return end_of(only_run(place))
 
@@ -80,14 +85,6 @@ def before_step(monkeypatch):
     return install
 
 
-def send(number):
-    def call(trainer, images):
-        os.kill(os.getpid(), number)
-        return images
-
-    return call
-
-
 @pytest.fixture
 def hangups_count():
     """Under `nohup`, where SIGHUP is ignored, too."""
@@ -96,13 +93,15 @@ def hangups_count():
     signal.signal(signal.SIGHUP, before)
 
 
+# Stops
+
+
 @pytest.mark.usefixtures("hangups_count")
-@pytest.mark.parametrize("steps", [(1,), (20,), (49, 50, 51), (7, 13, 40, 69)])
-def test_stopped_and_resumed_is_bit_for_bit_the_same(program, undisturbed, faces, tmp_path, before_step, steps):
-    flags = ["--data_root", faces, *RUN_FLAGS, "--train_num_steps", STEPS]
+@pytest.mark.parametrize("steps", [(1, 20), (7, 49, 50, 51)])
+def test_stopped_and_resumed_is_bit_for_bit_the_same(program, undisturbed, flags, tmp_path, before_step, steps):
     signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
     for step, number in zip(steps, signals, strict=False):
-        before_step(step, send(number))
+        before_step(step, lambda trainer, images, number=number: (os.kill(os.getpid(), number), images)[1])
         run = program("train.py", *flags)
         assert run.returncode == 130 and run.stderr == "", run.stderr
         folder = only_run(tmp_path)
@@ -117,17 +116,25 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(program, undisturbed, faces
     assert names == {"config.json", "last.ckpt", "loss.png", "stats.csv"}
 
 
-def test_a_lost_connection_stops_the_run_unless_nohup_ignores_it():
-    for handler, requested in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
-        before = signal.signal(signal.SIGHUP, handler)
-        try:
-            with StopSignals() as stop:
-                for _ in range(2):  # shell and terminal may both send it
-                    os.kill(os.getpid(), signal.SIGHUP)
-                assert stop.requested is requested
-            assert signal.getsignal(signal.SIGHUP) == handler
-        finally:
-            signal.signal(signal.SIGHUP, before)
+@pytest.mark.usefixtures("hangups_count")
+@pytest.mark.parametrize("name", WARNINGS)
+def test_a_signal_that_warns_of_the_end_requests_a_stop(name):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), number)
+        if name != "SIGTERM":
+            os.kill(os.getpid(), number)  # shell and terminal, say, may both send it
+        assert stop.requested
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.usefixtures("hangups_count")
+def test_nohup_keeps_a_run_from_stopping():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.requested
 
 
 def test_a_second_ctrl_c_ends_at_once():
@@ -138,28 +145,21 @@ def test_a_second_ctrl_c_ends_at_once():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.usefixtures("hangups_count")
-def test_a_terminal_that_goes_away_costs_no_step(faces, tmp_path):
+def test_a_terminal_that_goes_away_costs_no_step(flags, tmp_path):
     terminal, of_program = pty.openpty()
     fcntl.ioctl(of_program, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # a bar needs room
-    command = [sys.executable, PROGRAMS / "train.py", "--data_root", faces, *RUN_FLAGS, "--train_num_steps", 10**5]
-    process = subprocess.Popen(
-        [*map(str, command)],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(of_program, termios.TIOCSCTTY, 0),
-        **dict.fromkeys(("stdin", "stdout", "stderr"), of_program),
-    )
+    run = Program("train.py", *flags, "--train_num_steps", 10**5, place=tmp_path, log=os.ttyname(of_program))
+    while not list(tmp_path.rglob("step=20-traj.png")):
+        assert run.process.is_alive()
+        if select.select([terminal], [], [], 0.1)[0]:
+            os.read(terminal, 10**6)
     os.close(of_program)
-    while process.poll() is None and not list(tmp_path.rglob("step=20-traj.png")):
-        os.read(terminal, 10**6)
     os.close(terminal)
-    process.wait(60)
+    assert run.finish() != -signal.SIGKILL
     assert step_of(only_run(tmp_path)) > 20
 
 
-def test_samples_that_a_stop_interrupts_are_drawn_on_resuming(program, undisturbed, faces, tmp_path, monkeypatch):
+def test_samples_that_a_stop_interrupts_are_drawn_on_resuming(program, undisturbed, flags, tmp_path, monkeypatch):
     import trainer
 
     trajectory_frames = trainer.trajectory_frames
@@ -168,7 +168,6 @@ def test_samples_that_a_stop_interrupts_are_drawn_on_resuming(program, undisturb
         os.kill(os.getpid(), signal.SIGINT)
         return trajectory_frames(chain, *details)
 
-    flags = ["--data_root", faces, *RUN_FLAGS, "--train_num_steps", STEPS]
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "trajectory_frames", interrupted)
         for _ in range(2):
@@ -181,52 +180,24 @@ def test_samples_that_a_stop_interrupts_are_drawn_on_resuming(program, undisturb
     assert end_of(folder) == undisturbed
 
 
-def kill_repeatedly(faces, place, kills):
-    """Start, kill -9, resume, and so on, until the run ends or all kills are done.
+# Kills
 
-    Every second kill comes in the middle of the next write of a checkpoint, the others a random moment after a new
-    checkpoint. Returns the number of kills during a write, and the step of last.ckpt after each kill.
-    """
-    chance = random.Random(kills)
-    while_writing, steps = 0, []
-    arguments = ["--data_root", faces, *RUN_FLAGS, "--train_num_steps", STEPS]
-    for number in range(kills):
-        program = Program("train.py", *arguments, place=place)
-        seen = None
-        while program.process.is_alive():
-            partials, checkpoints = list(place.rglob(".last.ckpt.*.partial")), list(place.rglob("last.ckpt"))
-            now = checkpoints[0].stat().st_ino if checkpoints else None
-            if number % 2 and partials:
-                break
-            if not number % 2 and now and seen and now != seen:
-                program.process.join(chance.uniform(0, 0.1))
-                break
-            seen = seen or now
+
+def test_killed_again_and_again_it_ends_the_same(undisturbed, flags, tmp_path):
+    """In turn while a checkpoint is written and after samples."""
+    steps = []
+    for pattern in (".last.ckpt.*.partial", "*-traj.png") * 2:
+        run = Program("train.py", *flags, place=tmp_path)
+        seen = set(tmp_path.rglob(pattern))
+        while run.process.is_alive() and set(tmp_path.rglob(pattern)) <= seen:
             time.sleep(0.0005)
-        if not program.kill(after=0):
-            break  # it had ended
-        while_writing += bool(list(place.rglob(".last.ckpt.*.partial")))
-        steps += [step_of(path.parent) for path in place.rglob("last.ckpt")]  # readable, whenever the kill came
-        arguments = ["--resume", only_run(place)]
-    run = Program("train.py", *arguments, place=place)
+        assert run.kill(after=0)
+        steps += [step_of(path.parent) for path in tmp_path.rglob("last.ckpt")]  # readable, whenever the kill came
+        flags = ["--resume", only_run(tmp_path)]
+    run = Program("train.py", *flags, place=tmp_path)
     assert run.finish() == 0, run.output
-    return while_writing, steps
-
-
-@pytest.mark.parametrize(
-    ("runs", "kills"), [(1, 5), pytest.param(15, 12, marks=pytest.mark.slow)], ids=["once", "15 runs"]
-)
-def test_killed_repeatedly_it_ends_the_same(undisturbed, faces, tmp_path, runs, kills):
-    while_writing, steps = 0, []
-    for number in range(runs):
-        place = tmp_path / str(number)
-        place.mkdir()
-        more, at = kill_repeatedly(faces, place, kills)
-        while_writing, steps = while_writing + more, steps + at
-        assert end_of(only_run(place)) == undisturbed
-        assert not list(place.rglob("*.partial"))
-    assert len(steps) >= 2 * runs and len(set(steps)) >= 2
-    print(f"{len(steps)} kills, {while_writing} of them during a write; bits that differ: 0")
+    assert max(steps) >= 20 and end_of(only_run(tmp_path)) == undisturbed
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_other_files_called_partial_are_left_alone(tmp_path):
@@ -246,65 +217,46 @@ def test_two_programs_do_not_share_a_folder(program, half_a_run):
     assert program("train.py", "--resume", half_a_run).returncode == 0
 
 
-def test_a_write_that_fails_keeps_the_last_checkpoint(half_a_run, tmp_path):
-    before = (half_a_run / "last.ckpt").read_bytes()
-    flags = ["train.py", "--resume", half_a_run, "--train_num_steps", 9]
-    run = Program(*flags, place=tmp_path, largest_file=len(before) // 2)
-    assert run.finish() == 2
-    assert str(half_a_run / "last.ckpt") in run.output.splitlines()[-1]
-    assert (half_a_run / "last.ckpt").read_bytes() == before
+def test_a_write_that_fails_keeps_the_last_checkpoint(program, half_a_run, full_disk):
+    path = half_a_run / "last.ckpt"
+    before = path.read_bytes()
+    with full_disk(len(before) // 2):
+        assert refused(program("train.py", "--resume", half_a_run, "--train_num_steps", 9), str(path))
+    assert path.read_bytes() == before
     assert not list(half_a_run.glob(".*"))
-    run = Program("train.py", "--resume", half_a_run, place=tmp_path)
-    assert run.finish() == 0 and step_of(half_a_run) == 9, run.output
 
 
-def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(half_a_run, tmp_path):
-    """On a disk of its own, too small for two checkpoints."""
-    size = (half_a_run / "last.ckpt").stat().st_size
-    total = sum(path.stat().st_size for path in half_a_run.iterdir())
-    script = f"""
-        mount -t tmpfs -o size={total + size // 2} tmpfs "$2" || exit 77
-        cp -r "$1"/. "$2" && cd "$2" && {sys.executable} "$3" --resume . --train_num_steps 9
-        code=$?; cmp last.ckpt "$1/last.ckpt" && ls -A && exit $code
-    """
-    (tmp_path / "disk").mkdir()
-    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
-    command += [half_a_run, tmp_path / "disk", PROGRAMS / "train.py"]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TQDM_DISABLE": "1"})
-    except FileNotFoundError:
-        pytest.skip("no unshare on this system")
-    if run.returncode in (1, 77) and "train.py" not in run.stderr:
-        pytest.skip("this system lets only its administrator mount a disk")
-    assert run.returncode == 2, run.stderr
-    assert "last.ckpt" in run.stderr.splitlines()[-1] and "Traceback" not in run.stderr
-    assert "partial" not in run.stdout
+def spoil_images(trainer, images):
+    return images * float("nan")
 
 
-def test_training_that_diverges_stops_and_spoils_no_checkpoint(program, faces, tmp_path, before_step):
-    before_step(27, lambda trainer, images: images * float("nan"))
-    run = program("train.py", "--data_root", faces, *RUN_FLAGS, "--train_num_steps", STEPS)
+def spoil_average(trainer, images):
+    with torch.no_grad():
+        trainer.ema.network.head.bias[0] = float("inf")
+    return images
+
+
+@pytest.mark.parametrize(
+    ("step", "spoil", "more", "words"),
+    [
+        (27, spoil_images, [], ["step 27 "]),
+        (40, spoil_average, [], ["step 40", "head.bias"]),
+        (24, spoil_average, ["--keep_every", 24], ["step 24", "head.bias"]),
+    ],
+)
+def test_training_that_diverges_stops_spoils_no_checkpoint_and_tells_how_to_resume(
+    program, flags, tmp_path, before_step, step, spoil, more, words
+):
+    before_step(step, spoil)
+    run = program("train.py", *flags, *more)
     folder = only_run(tmp_path)
-    assert refused(run, "step 27 ")
-    resume = ["--resume", str(folder.relative_to(tmp_path)), "--learning_rate", "0.0001"]
-    assert " ".join(resume) in run.stderr
-    assert step_of(folder) == 20
+    resume = f"--resume {folder.relative_to(tmp_path)} --learning_rate 0.0001"
+    assert all(refused(run, word) for word in [*words, resume])
+    assert step_of(folder) == 20 and len(list(folder.glob("*.ckpt"))) == 1
     before_step(0, None)
-    run = program("train.py", *resume, "--train_num_steps", 30)
+    run = program("train.py", *shlex.split(resume), "--train_num_steps", 30)
     assert run.returncode == 0, run.stderr
     assert json.loads((folder / "config.json").read_text())["learning_rate"] == 0.0001
-
-
-def test_weights_that_are_not_finite_are_not_saved(program, faces, tmp_path, before_step):
-    def spoil(trainer, images):
-        with torch.no_grad():
-            trainer.ema.network.head.bias[0] = float("inf")
-        return images
-
-    before_step(40, spoil)
-    run = program("train.py", "--data_root", faces, *RUN_FLAGS, "--train_num_steps", STEPS)
-    assert refused(run, "head.bias")
-    assert step_of(only_run(tmp_path)) == 20
 
 
 def test_a_run_continues_in_another_memory_format(new_trainer, monkeypatch):
@@ -328,4 +280,4 @@ def test_a_run_continues_in_another_memory_format(new_trainer, monkeypatch):
     resumed.load()
     before = torch.cat([weight.detach().flatten() for weight in resumed.weights])
     expected, found = train(whole, 1), train(resumed, 1)
-    assert max_difference(found, expected) < 0.01 * max_difference(found, before)
+    assert max_difference(found, expected) < 0.1 * max_difference(found, before)

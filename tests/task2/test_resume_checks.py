@@ -24,10 +24,8 @@ def test_more_steps_are_allowed_and_fewer_are_not(program, half_a_run):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--batch_size", 2], ("--batch_size 2", "4")),
         (["--mode", "quad"], ("--mode quad", "linear")),
         (["--ch_mult", 2], ("--ch_mult [2]", "[1]")),
-        (["--patch_size", 2], ("--patch_size 2", "1")),
         (["--skip_broken"], ("--skip_broken True", "False")),
     ],
 )
@@ -40,19 +38,16 @@ def test_flags_that_contradict_the_run_are_named(program, half_a_run, flags, wor
     ("change", "words"),
     [
         ({"batch_size": "many"}, "config.json: error: argument --batch_size: 'many'"),
-        ({"batch_size": -4}, "config.json: error: argument --batch_size: '-4'"),
+        ({"batch_size": False}, "config.json: error: "),
         ({"ch_mult": [1, 2, [3]]}, "config.json: error: argument --ch_mult: '[3]'"),
         ({"hflip": 3}, "config.json: error: argument --hflip: "),
         ({"mode": None}, "config.json: error: argument --mode: "),
         ({"num_images": 14}, "num_images"),
         ({"fingerprint": "0123456789abcdef"}, "fingerprint"),
-        ({"batch_size": False}, "config.json: error: "),
         ({"predictor": "x0"}, "last.ckpt"),
         ({"ch": 64}, "last.ckpt"),
-        ("", "config.json"),
         ("[]", "config.json"),
         ("{}", "config.json"),
-        ("{", "config.json"),
         ("\x00", "config.json"),
     ],
 )
@@ -62,20 +57,26 @@ def test_a_config_that_was_tampered_with_is_refused(program, half_a_run, change,
     assert refused(program("train.py", "--resume", half_a_run), words)
 
 
+NUMBERS = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(1), "exp_avg_sq": torch.zeros(1)}
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda t: t.update(step=-1),
         lambda t: t.update(step="3"),
         lambda t: t.update(stats=[{}]),
+        lambda t: t.update(stats=[dict.fromkeys(("step", "loss", "learning_rate", "images_per_second"), "much")]),
         lambda t: t.update(row_seconds=None),
         lambda t: t.pop("random"),
         lambda t: t["random"][0].update(torch=torch.zeros(3)),
         lambda t: t["random"][0].update(numpy=()),
         lambda t: t["network"].popitem(),
-        lambda t: t["optimizer"].update(state={0: {"exp_avg": torch.zeros(1), "exp_avg_sq": torch.zeros(1)}}),
-        lambda t: t["optimizer"]["state"][0]["exp_avg"].fill_(float("inf")),
         lambda t: t["optimizer"].clear(),
+        lambda t: t["optimizer"].update(state={0: NUMBERS}),
+        lambda t: t["optimizer"]["state"][0]["exp_avg"].fill_(float("inf")),
+        lambda t: t["optimizer"]["state"][0]["step"].fill_(float("nan")),
+        lambda t: t["optimizer"]["state"][0].pop("step"),
     ],
 )
 def test_a_checkpoint_whose_training_state_does_not_fit_is_refused(program, half_a_run, change):

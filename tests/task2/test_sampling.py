@@ -143,12 +143,10 @@ def test_sampling_that_is_killed_again_and_again_ends_with_the_same_images(model
     assert images_in(tmp_path / "killed") == images_in(tmp_path / "whole")
 
 
-def test_a_full_disk_is_one_line_with_the_file_and_leaves_nothing_half_made(model, tmp_path):
-    flags = ["--ckpt_path", model, "--num_samples", 3, "--save_traj", "--save_dir", "out"]
-    program = Program("sampling.py", *flags, place=tmp_path, largest_file=500)
-    assert program.finish() == 2
-    assert "out_traj.png" in program.output and "Traceback" not in program.output
-    assert {path.name for path in tmp_path.iterdir()} == {"out", "log"} and not list((tmp_path / "out").iterdir())
+def test_a_full_disk_is_one_line_with_the_file_and_leaves_nothing_half_made(sample, tmp_path, full_disk):
+    with full_disk(500):
+        assert refused(sample("out", "--num_samples", 3, "--save_traj"), "out_traj.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not list((tmp_path / "out").iterdir())
 
 
 def test_a_folder_of_other_settings_or_other_images_is_refused_and_left_alone(sample, model, tmp_path):
@@ -256,7 +254,7 @@ def test_only_direct_mean_prediction_that_skips_steps_gets_a_note(
     flags = ["--num_samples", 1, "--save_dir", "out", *SAMPLERS[method]]
     run = program("sampling.py", "--ckpt_path", "model.ckpt", *flags)
     assert run.returncode == 0, run.stderr
-    assert ("note:" in run.stdout) == ((predictor, parametrization, method) == ("mean", "direct", "dpm"))
+    assert ("note:" in run.stderr) == ((predictor, parametrization, method) == ("mean", "direct", "dpm"))
 
 
 def test_a_name_that_a_students_file_lacks_is_one_line(tmp_path):

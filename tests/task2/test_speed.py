@@ -1,29 +1,18 @@
 """Optimisations of speed and memory change the last digits only."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import speed
-from conftest import SMALL_UNET, weights_after
-from dataset import AFHQDataModule
-from model import DiffusionModule
+from conftest import SMALL_UNET, small_model, weights_after
 from module import AttnBlock
 from network import UNet
-from oracles import awake, max_difference
-from scheduler import DDPMScheduler
-from trainer import LOG_EVERY
+from oracles import max_difference
 
 CPU = torch.device("cpu")
-
-
-def small_model(**settings):
-    torch.manual_seed(0)
-    network = awake(UNet(**SMALL_UNET | {"ch_mult": [1, 2], "attn": [1]} | settings))
-    return DiffusionModule(network, DDPMScheduler(100, 1e-4, 0.02))
+TWO_LEVELS = {"ch_mult": [1, 2], "attn": [1]}
 
 
 def loss_and_gradient(model):
@@ -44,21 +33,13 @@ def is_channels_last(network):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_is_close_and_the_prediction_is_float32(precision):
-    model = small_model()
+    model = small_model(**TWO_LEVELS)
     loss, gradient = loss_and_gradient(model)
     model.precision = precision
     loss_16, gradient_16 = loss_and_gradient(model)
     assert loss_16 != loss and loss_16 == pytest.approx(loss, rel=5e-3)
     assert torch.cosine_similarity(gradient, gradient_16, dim=0) > 0.999
     assert model.predict(torch.randn(1, 3, 8, 8), torch.tensor([3])).dtype == torch.float32
-
-
-def test_bf16_samples_differ_by_a_few_grey_levels():
-    model, samples = small_model().eval(), []
-    for model.precision in ("fp32", "bf16"):
-        torch.manual_seed(3)
-        samples.append(model.sample(4))
-    assert 0 < max_difference(*samples) < 0.03 * samples[0].std()
 
 
 @pytest.mark.parametrize(("avx512", "amx"), [(True, False), (False, True), (False, False)])
@@ -69,13 +50,10 @@ def test_auto_uses_bf16_where_the_processor_supports_it(monkeypatch, avx512, amx
     assert all(speed.select_precision(name, CPU) == name for name in ("bf16", "fp16", "fp32"))
 
 
-@pytest.mark.parametrize(
-    ("bf16", "capability", "expected"), [(True, (8, 0), "bf16"), (False, (7, 5), "fp16"), (False, (6, 1), "fp32")]
-)
-def test_auto_uses_fp16_on_gpus_that_are_fast_with_it_but_lack_bf16(monkeypatch, bf16, capability, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert speed.select_precision("auto", torch.device("cuda")) == expected
+@pytest.mark.parametrize(("capability", "expected"), [((8, 0), "bf16"), ((7, 5), "fp16"), ((6, 1), "fp32")])
+def test_auto_uses_the_precision_that_is_fast_on_this_gpu(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", {torch.device("cuda:1"): capability}.get)
+    assert speed.select_precision("auto", torch.device("cuda:1")) == expected
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -94,16 +72,6 @@ def test_a_gpu_has_channels_last_in_every_precision():
         assert is_channels_last(speed.place_network(network, torch.device("meta"), precision))
 
 
-def test_the_memory_format_changes_nothing():
-    model = small_model()
-    loss, gradient = loss_and_gradient(model)
-    speed.place_network(model, CPU)
-    assert is_channels_last(model.network)
-    loss_cl, gradient_cl = loss_and_gradient(model)
-    assert loss_cl == pytest.approx(loss, rel=1e-6)
-    assert max_difference(gradient, gradient_cl) < 1e-5 * gradient.abs().max().item()
-
-
 def test_fp16_scales_losses_so_that_no_gradient_vanishes_and_skips_steps_that_overflow(new_trainer):
     trainer = new_trainer("--precision", "fp16")
     images, labels = torch.rand(8, 3, 8, 8) * 2 - 1, torch.ones(8, dtype=torch.long)
@@ -118,10 +86,11 @@ def test_fp16_scales_losses_so_that_no_gradient_vanishes_and_skips_steps_that_ov
     assert not torch.equal(trainer.weights[0], before)
 
 
-def test_fp16_learns_what_float32_learns(new_trainer):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_what_float32_learns(new_trainer, precision):
     flags = ["--learning_rate", 1e-3]
-    plain, losses = weights_after(new_trainer(*flags))
-    fast, losses_16 = weights_after(new_trainer(*flags, "--precision", "fp16"))
+    plain, losses = weights_after(new_trainer(*flags, "--precision", "fp32"))
+    fast, losses_16 = weights_after(new_trainer(*flags, "--precision", precision))
     assert losses_16 == pytest.approx(losses, rel=5e-3)
     assert 0 < max_difference(plain, fast) < 1e-2
 
@@ -156,17 +125,13 @@ def test_attention_uses_a_kernel_that_stores_no_matrix_of_weights(memory_format,
     assert x.grad.isfinite().all()
 
 
-def test_losses_are_read_from_the_device_only_at_the_end_of_a_row(new_trainer, monkeypatch):
-    trainer, reads = new_trainer(), []
-    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy"):
-        original = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda t, *a, o=original, n=name: (reads.append(n), o(t, *a))[1])
-    images, labels = torch.rand(8, 3, 8, 8), torch.ones(8, dtype=torch.long)
-    for _ in range(LOG_EVERY - 1):
-        trainer.train_step(images, labels)
-    assert not reads
-    trainer.train_step(images, labels)
-    assert reads
+def test_no_gradient_waits_for_the_device(new_trainer):
+    """Which reading a number from it, such as the loss, would do."""
+    trainer, images, labels = new_trainer(), torch.rand(8, 3, 8, 8), torch.ones(8, dtype=torch.long)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        trainer.compute_gradient(images, labels)
+    called = {event.key for event in profile.key_averages()}
+    assert "aten::convolution" in called and "aten::_local_scalar_dense" not in called
 
 
 # Memory
@@ -174,7 +139,7 @@ def test_losses_are_read_from_the_device_only_at_the_end_of_a_row(new_trainer, m
 
 def test_recomputed_activations_give_the_same_gradient_bit_for_bit(new_trainer):
     """Also with dropout, which must be drawn the same a second time."""
-    model = small_model(dropout=0.3)
+    model = small_model(**TWO_LEVELS, dropout=0.3)
     loss, gradient = loss_and_gradient(model)
     model.network.activation_checkpointing = True
     calls = []
@@ -196,51 +161,3 @@ def test_a_batch_in_parts_is_the_same_batch(new_trainer):
     assert sizes == [2] * 16
     assert losses_of_parts == pytest.approx(losses, rel=1e-5)
     assert max_difference(whole, parts) < 1e-5
-
-
-def test_batches_from_the_memory_of_a_device_are_those_of_the_file(faces):
-    data = AFHQDataModule(faces, batch_size=4, image_resolution=8)
-    from_file, from_memory = data.train_batches(3), data.train_batches(3)
-    from_memory.pixels = from_memory.pixels.clone()
-    for step in (0, 2, 7):
-        assert all(torch.equal(a, b) for a, b in zip(from_file[step], from_memory[step], strict=True))
-
-
-@pytest.mark.slow
-def test_200_steps_in_bf16_follow_those_in_float32(new_trainer, monkeypatch):
-    """Step by step within the error of bfloat16 (2^-8 of each product), and without drift."""
-    monkeypatch.setattr("trainer.LOG_EVERY", 10**6)
-    colours = torch.rand(64, 3, 1, 1, generator=torch.Generator().manual_seed(5)).expand(-1, -1, 8, 8) * 2 - 1
-
-    def losses(precision, seed=2):
-        trainer = new_trainer("--precision", precision, "--warmup_steps", 20)
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        for i in range(200):
-            trainer.train_step(colours[8 * (i % 8) :][:8], torch.ones(8, dtype=torch.long))
-        return torch.stack(trainer.pending_losses)
-
-    plain, fast, other = losses("fp32"), losses("bf16"), losses("fp32", seed=3)
-    assert plain[-20:].mean() < plain[:20].mean() / 2
-    apart = (fast / plain - 1).abs()
-    print(f"\nlosses of bf16 and float32: {apart.max():.4f} apart at most, {apart.mean():.4f} on average")
-    assert 0 < apart.max() < 0.05 and apart.mean() < 0.01
-    assert (other / plain - 1).abs().mean() > 0.1
-    assert fast.mean().item() == pytest.approx(plain.mean().item(), rel=2e-3)
-
-
-def test_hardly_any_time_is_spent_on_data(new_trainer, faces):
-    batches = AFHQDataModule(faces, batch_size=8, image_resolution=32).train_batches(3)
-    trainer = new_trainer("--image_resolution", 32, "--ch_mult", 1, 2, 2, "--attn", 2)
-
-    def median_seconds(call, number):
-        seconds = []
-        for i in range(number):
-            started = time.perf_counter()
-            call(i)
-            seconds.append(time.perf_counter() - started)
-        return sorted(seconds)[number // 2]
-
-    data = median_seconds(lambda i: batches[i], 30)  # many epochs
-    step = median_seconds(lambda i: trainer.train_step(*batches[i]), 5)
-    assert data < 0.05 * step
