@@ -34,7 +34,7 @@ class ArgumentParser(argparse.ArgumentParser):
 def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
     """End the program with one line: exit code 2 after a UserError or OSError, 130 after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):  # a notebook's
+        with suppress(AttributeError):  # a notebook's stream has no such method
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows other letters escaped
     try:
         yield
@@ -86,7 +86,7 @@ def select_device(text: str) -> torch.device:
         if device.type in ("cpu", "cuda", "mps"):
             torch.empty(0, device=device)
             return device
-    raise argparse.ArgumentTypeError(f"{text!r} is not a device of this machine; auto and cpu always are")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a device of this machine; auto and cpu always work")
 
 
 def writable_folder(text: str) -> Path:

@@ -169,7 +169,7 @@ save_figure(fig, "loss")
 # Sampling starts from the prior and takes 1000 reverse steps (DDPM, Algorithm 2). Each step moves the
 # points towards the data that the network predicts, and adds a little fresh noise, except the last.
 #
-# The figure shows the same points at ten moments; their colour is the distance from the centre at the
+# The figure shows the same points at ten steps; their colour is the distance from the centre at the
 # end. The colours are ordered before the shape appears, and the arms separate only in the last fifth.
 
 # %%
@@ -178,8 +178,8 @@ with exit_on_user_error():
 samples = traj[-1]
 visible, color = traj[:, :num_vis_particles], samples[:num_vis_particles].norm(dim=1)
 
-moments = [1000, 800, 600, 450, 350, 250, 150, 100, 50, 0]
-save_strip({f"{left} left": visible[T - left] for left in moments}, color, "reverse_chain")
+steps_left = [1000, 800, 600, 450, 350, 250, 150, 100, 50, 0]
+save_strip({f"{left} left": visible[T - left] for left in steps_left}, color, "reverse_chain")
 
 # %%
 # The same as an animation of 60 frames, most of them near the end.

@@ -1,4 +1,4 @@
-"""What the benchmarks share. Importing it puts Task 2's modules on the path."""
+"""Shared by the benchmarks: timing, memory, command line. Importing it puts Task 2's modules on the path."""
 
 import json
 import multiprocessing

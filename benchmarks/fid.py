@@ -140,7 +140,7 @@ def main() -> None:
     args = parser.parse_args()
 
     random_weights = not weights_file().exists()
-    sqrtm = linalg.sqrtm  # pytorch-fid calls it with `disp`, which SciPy 1.18 took away, and wants two values
+    sqrtm = linalg.sqrtm  # pytorch-fid passes `disp`, which SciPy 1.18 removed, and expects two values
     with (
         exit_on_user_error(),
         tempfile.TemporaryDirectory() as folder,
@@ -168,7 +168,7 @@ def main() -> None:
         times = ["{median:.2f} ({lowest:.2f} to {highest:.2f})".format(**row[name]) for name in ("pytorch_fid", "ours")]
         print(f"| {row['what']} | {' | '.join(times)} | {row['speedup']:.1f} | {row['relative_difference']:.1e} |")
     if random_weights:
-        print("The network's weights are random: the distances of the whole are no FID.")
+        print("The network's weights are random: the distances are not FIDs.")
 
 
 if __name__ == "__main__":

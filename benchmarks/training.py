@@ -204,7 +204,7 @@ def main() -> None:
     add("--compile", choices=speed.AUTO_ON_OFF, default="auto", help="auto: on GPUs")
     add("--data_root", type=Path, metavar="DIR", help="images to train on instead of synthetic faces")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, mps; auto: a GPU if there is one")
-    peak = "what the device can do at most, to print the share of it"
+    peak = "peak of the device, to print the share of it"
     add("--peak_tflops", type=float_range(0, 1e6), metavar="X", help=peak)
     given = parser.parse_args()
     with exit_on_user_error(), tempfile.TemporaryDirectory() as folder:

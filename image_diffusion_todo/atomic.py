@@ -23,7 +23,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     file or the new one. An error removes the partial file; after a kill, `remove_partials` does.
 
     Raises:
-        OSError: when it cannot be written, naming `path`.
+        OSError: when it cannot be written; the error names `path`.
     """
     partial = path.with_name(f".{path.name[:40]}.{os.getpid()}.partial")  # short: names end at 255 bytes
     try:
@@ -41,7 +41,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with suppress(OSError):
             partial.unlink()
-        # torch.save turns an error of the file that it writes to into a RuntimeError of its own.
+        # torch.save raises a RuntimeError of its own when writing fails.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, OSError):
             raise OSError(cause.errno, f"cannot be written: {cause.strerror or cause}", str(path)) from error
@@ -62,10 +62,10 @@ def remove_partials(folder: Path) -> None:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other programs of this project out of a folder during the block.
+    """Lock a folder against other programs of this project during the block.
 
     Raises:
-        UserError: when another one is at work there.
+        UserError: when another one holds the lock.
     """
     if fcntl is None:
         yield
@@ -75,7 +75,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another program is at work there") from None
+            raise UserError(f"{folder} is in use by another program") from None
         except OSError:
             pass  # a file system without locks
         yield

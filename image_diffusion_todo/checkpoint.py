@@ -1,15 +1,15 @@
-"""Checkpoint files: plain numbers and tensors, from which a model or a whole run is built again.
+"""Checkpoint files: plain numbers and tensors from which a model or a whole run can be rebuilt.
 
     python checkpoint.py results/predictor_noise/beta_linear/11-23-204512/last.ckpt --out cats.ckpt --half
 
-writes the weights to sample from alone, in half precision: about an eighth of the size.
+writes only the weights to sample from, in half precision: about an eighth of the size.
 
     format, version     "ddpm-image" and the version of this list
     network             the arguments of `UNet`
     var_scheduler       the arguments of `DDPMScheduler`
     predictor           "noise", "x0" or "mean"
-    parametrization     "direct" (also where it is absent) or "preconditioned"
-    classes             names of the labels 1, 2, ..., or None (also where it is absent)
+    parametrization     "direct" (the default) or "preconditioned"
+    classes             names of the labels 1, 2, ..., or None (the default)
     state_dict          the weights to sample from, float32 or float16
     training            only in those of train.py: see `Trainer.save`
 
@@ -79,7 +79,7 @@ def build_network(checkpoint: dict) -> UNet:
 
 
 def open_checkpoint(path: Path) -> BinaryIO:
-    """A file to read; UserError for a pipe, say, from which reading would wait for ever."""
+    """Open a file to read; UserError for anything else, such as a pipe, on which reading would block."""
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: not a file")
     return path.open("rb")
@@ -95,7 +95,7 @@ def archive_globals(file: BinaryIO) -> set[str]:
     with zipfile.ZipFile(file) as archive:
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             raise ValueError("compressed")
-        if damaged := archive.testzip():  # torch.load does not look at the checksums
+        if damaged := archive.testzip():  # torch.load does not verify the checksums
             raise ValueError(f"{damaged} is damaged")
         for part in archive.namelist():
             if part.endswith("data.pkl"):
@@ -109,9 +109,9 @@ def archive_globals(file: BinaryIO) -> set[str]:
 
 
 def check_contents(checkpoint: dict, file_size: int) -> None:
-    """Check that the parts are there, fit together, and are no larger than their file; make the weights float32."""
+    """Check that no part is missing, that they fit together and in the file's size; convert the weights to float32."""
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
-        raise ValueError("its format is another")
+        raise ValueError("it has another format")
     if checkpoint.get("version") != VERSION:
         raise ValueError(f"its version is {reprlib.repr(checkpoint.get('version'))}, not {VERSION}")
     checkpoint.setdefault("parametrization", "direct")
@@ -126,7 +126,7 @@ def check_contents(checkpoint: dict, file_size: int) -> None:
     ):
         raise ValueError(f"classes are not its network's: {reprlib.repr(classes)}")
     DDPMScheduler(**checkpoint["var_scheduler"])
-    with torch.device("meta"):  # shapes only, since nothing says yet that the numbers are sensible
+    with torch.device("meta"):  # shapes only: the sizes may be absurd
         expected = UNet(**checkpoint["network"]).state_dict()
     checkpoint["state_dict"] = _check_weights(checkpoint["state_dict"], expected, file_size)
     if "training" in checkpoint:
@@ -139,8 +139,8 @@ def _check_weights(weights: dict, expected: dict[str, torch.Tensor], file_size: 
     if sum(w.numel() * w.element_size() for w in weights.values()) > file_size:
         raise ValueError("state_dict is larger than the file")
     weights = {name: w.float() if w.dtype == torch.float16 else w for name, w in weights.items()}
-    wanted, found = ({(n, w.shape, w.dtype, w.layout) for n, w in part.items()} for part in (expected, weights))
-    if wrong := wanted ^ found:
+    needed, found = ({(n, w.shape, w.dtype, w.layout) for n, w in part.items()} for part in (expected, weights))
+    if wrong := needed ^ found:
         raise ValueError(f"weights are missing, too many or of another shape: {min(str(name) for name, *_ in wrong)}")
     _check_finite(weights)
     return weights
@@ -156,8 +156,7 @@ def _check_finite(part: dict) -> None:
 
 
 def main() -> None:
-    """The program."""
-    parser = ArgumentParser(description="Write the weights to sample from alone, without the state of training.")
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="a checkpoint of train.py")
     parser.add_argument("--out", type=writable_file, required=True, metavar="FILE", help="checkpoint to write")
     parser.add_argument("--half", action="store_true", help="in half precision")

@@ -1,4 +1,4 @@
-"""Command lines that are checked before any work starts; what the user can fix is one line and exit code 2."""
+"""Command lines: values are checked before any work starts, and user errors end in one line and exit code 2."""
 
 import argparse
 import math
@@ -16,11 +16,11 @@ import torch
 
 
 class UserError(ValueError, argparse.ArgumentTypeError):
-    """A mistake in a file, flag or value that the user can fix. The types of argparse below raise it too."""
+    """A mistake in a file, flag or value that the user can fix. The argparse types below raise it too."""
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The description as it stands; the default of each flag that has one."""
+    """Keeps the line breaks of the description and shows the default of each flag that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         plain = action.default is None or action.default is False or "(default:" in (action.help or "")
@@ -28,9 +28,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse without abbreviations of flags, and without the usage text above each error (`--help` has it).
+    """argparse without abbreviated flags and without the usage text before an error (`--help` shows it).
 
-    From `parse_args` on, a terminal that is ASCII only shows other letters escaped.
+    From `parse_args` on, an ASCII terminal shows other letters escaped.
     """
 
     def __init__(self, **settings: Any):
@@ -38,7 +38,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, *args: Any, **kwargs: Any) -> argparse.Namespace:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(AttributeError):  # a notebook's
+            with suppress(AttributeError):  # a notebook's stream has no such method
                 stream.reconfigure(errors="backslashreplace")
         return super().parse_args(*args, **kwargs)
 
@@ -48,7 +48,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 @contextmanager
 def exit_on_user_error(interrupted: str = "stopped") -> Iterator[None]:
-    """Around a whole program: one line for what its user can fix. Any other error is a bug and keeps its traceback."""
+    """End the program with one line for what its user can fix; any other error is a bug and keeps its traceback."""
     code = 2
     try:
         yield
@@ -63,7 +63,7 @@ def exit_on_user_error(interrupted: str = "stopped") -> Iterator[None]:
         if isinstance(error, MemoryError) or re.search("out of memory|allocate memory|ALLOC_FAILED", str(error)):
             message = "out of memory: a smaller --batch_size needs less, and so does train.py with --accumulate"
         elif re.search("Connection (closed|reset) by peer|remote process exited", str(error)):
-            message = "another process of this program has ended; its own message says why"
+            message = "another process of this program has ended; see its message"
         else:
             raise
     print(f"{Path(sys.argv[0]).name}: error: {one_line(message)}", file=sys.stderr)
@@ -71,19 +71,19 @@ def exit_on_user_error(interrupted: str = "stopped") -> Iterator[None]:
 
 
 def note(message: str) -> None:
-    """Print a remark of a program that goes on, on stderr."""
+    """Print a note on stderr; the program continues."""
     print(f"note: {one_line(message)}", file=sys.stderr)
 
 
 def one_line(message: str) -> str:
-    """A message with line breaks, and whatever else is not printable in a file name, escaped."""
+    """A message with line breaks and all other characters that are not printable escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
 
 
 def int_range(low: int, high: float = math.inf) -> Callable[[str], int]:
     """An argparse type: whole numbers from `low` to `high`."""
-    wanted = f">= {low}" if high == math.inf else f"from {low} to {high}"
-    return _number(int, low, high, f"a whole number {wanted}")
+    limits = f">= {low}" if high == math.inf else f"from {low} to {high}"
+    return _number(int, low, high, f"a whole number {limits}")
 
 
 def float_range(low: float, high: float) -> Callable[[str], float]:
@@ -91,13 +91,13 @@ def float_range(low: float, high: float) -> Callable[[str], float]:
     return _number(float, low, high, f"a number from {low} to {high}")
 
 
-def _number(convert: type, low: float, high: float, wanted: str) -> Callable[[str], Any]:
+def _number(convert: type, low: float, high: float, expected: str) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         with suppress(ValueError):
             value = convert(text)
             if low <= value <= high:
                 return value
-        raise UserError(f"{text!r} is not {wanted}")
+        raise UserError(f"{text!r} is not {expected}")
 
     return parse
 
@@ -121,19 +121,19 @@ def select_device(name: str = "auto", gpu: int = 0) -> torch.device:
 
 
 def writable_folder(text: str) -> Path:
-    """An argparse type: a folder to write into, created if necessary."""
+    """An argparse type: a folder to write to, created if missing."""
     folder = Path(text)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{text!r} cannot be a folder: {error.strerror}") from None
+        raise UserError(f"cannot create folder {text!r}: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
-        raise UserError(f"{text!r} is read-only")
+        raise UserError(f"cannot write to folder {text!r}")
     return folder
 
 
 def writable_file(text: str) -> Path:
-    """An argparse type: a file to write or replace; its folder is created if necessary."""
+    """An argparse type: a file to write or replace; its folder is created if missing."""
     file = Path(text)
     if file.exists() and not file.is_file():  # a device or pipe would be replaced
         raise UserError(f"{text!r} is not a file")
@@ -142,7 +142,7 @@ def writable_file(text: str) -> Path:
 
 
 def _exit_on_missing_name(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-    """One line for a name that a student's scheduler.py, say, lacks: imports come before `exit_on_user_error`."""
+    """One line if a module beside this one lacks a name: imports come before `exit_on_user_error`."""
     if isinstance(error, ImportError) and error.path and Path(error.path).parent == Path(__file__).parent:
         importer = traceback.extract_tb(where)[-1]
         message = f"{Path(importer.filename).name}, line {importer.lineno}: {error}"

@@ -101,18 +101,18 @@ def list_classes(root: Path, split: str) -> dict[str, list[Path]]:
 def find_classes(folder: Path) -> dict[str, list[Path]]:
     """The images of each class, a folder in `folder`; images without one are a single class, "images".
 
-    Classes are in the order of their names, or numbers; images in the order of their names, those in folders inside a
-    class's folder too.
+    Classes are in the order of their names, or numbers; images in the order of their paths. A class includes the images
+    in subfolders of its folder.
 
     Raises:
-        UserError: when there are no classes, or one has no images; the message names the folder.
+        UserError: when there are no classes, or a class has no images; the message names the folder.
     """
     classes: dict[str, list[Path]] = {}
     loose = []
     for path in [folder / name for name in visible_names(folder)]:
         is_image = path.suffix.lower() in image_suffixes()
         if path.is_dir() or not (is_image or path.exists()):  # a link to nothing is an error in `list_images`
-            # One name in two Unicode forms, as macOS and others write "é", is one class.
+            # The same name in two Unicode forms (macOS decomposes "é") is one class.
             classes.setdefault(unicodedata.normalize("NFC", path.name), []).extend(list_images(path))
         elif is_image:
             loose.append(path)
@@ -171,10 +171,10 @@ def split_off_val(root: Path, share: float) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Check that `folder` can be made, or written to if it exists.
+    """Check that `folder` can be created, or written to if it exists.
 
     Raises:
-        PermissionError: when it, or the folder that it would be in, is read-only.
+        PermissionError: when it, or the existing folder above it, is read-only.
         UserError: when it, or one of its parents, is a file.
     """
     existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
@@ -186,7 +186,7 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def atomic_dir(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `folder` at the end of the block: `folder` is whole or as before.
+    """A new folder that replaces `folder` at the end of the block, which is either complete or as before.
 
     An error removes the new folder; after a kill, the next call does.
     """
@@ -195,7 +195,7 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        with naming(partial):
+        with name_in_errors(partial):
             yield partial
         if folder.exists():
             shutil.rmtree(folder)
@@ -205,8 +205,8 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Name `path` in an OSError that names no file, as a full disk raises it."""
+def name_in_errors(path: Path) -> Iterator[None]:
+    """Add `path` to an OSError that names no file, as on a full disk."""
     try:
         yield
     except OSError as error:
@@ -227,5 +227,5 @@ def check_free(root: Path) -> None:
     found = sorted(path.name for path in root.iterdir()) if root.exists() else []
     if others := [name for name in found if name.lower() not in JUNK | {".cache"}]:
         remedy = "" if present_splits(root) else f"; {_remedy(root)}"
-        things = ", ".join(others[:3])
-        raise UserError(f"{root} already holds other things ({things}): move them or choose another folder{remedy}")
+        names = ", ".join(others[:3])
+        raise UserError(f"{root} already holds other files ({names}): move them or choose another folder{remedy}")

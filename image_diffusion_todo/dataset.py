@@ -1,10 +1,10 @@
 """Folders of images as training data: AFHQ, synthetic faces, or any set with the same layout (see `data_folder.py`).
 
-    python dataset.py                                        # download AFHQ unless it is there
+    python dataset.py                                        # download AFHQ if it is missing
     python dataset.py --synthetic 500                        # no download: draw 500 training images per class
     python dataset.py --data_root pictures --val_share 0.1   # your images: link a tenth into pictures/split/val
 
-All make the folder eval/ of every validation image at 64x64, for `fid/measure_fid.py`.
+Each also makes the folder eval/ of every validation image at 64x64, for `fid/measure_fid.py`.
 """
 
 import os
@@ -70,7 +70,7 @@ class AFHQDataset(Dataset):
         root: the data root.
         split: "train" or "val"; errors as in `list_classes`.
         transform: applied to each RGB Pillow image; None returns the image itself.
-        max_num_images_per_cat: use the first so many images of each class; -1 for all.
+        max_num_images_per_cat: use only so many images of each class, the first by name; -1 for all.
         label_offset: label of the first class, in the order of `list_classes`; label 0 is left for "no class".
     """
 
@@ -111,7 +111,7 @@ class CachedAFHQDataset(AFHQDataset):
 
     Attributes:
         pixels: uint8 [N, 3, R, R]; None before `decode`.
-        skipped: what is wrong with each image that was left out.
+        skipped: a message about each image that was skipped.
         fingerprint: of the names and contents of all files, and of the settings.
     """
 
@@ -125,7 +125,7 @@ class CachedAFHQDataset(AFHQDataset):
         self.fingerprint = ""
 
     def decode(self) -> None:
-        """Decode the images, or read the cache; nothing happens the second time.
+        """Decode the images or read the cache, unless that was done before.
 
         Raises:
             UserError: for a broken image, unless `skip_broken`; or when all images of a class are broken.
@@ -151,7 +151,7 @@ class CachedAFHQDataset(AFHQDataset):
 
     def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int]]:
         self.decode()
-        images = to_tensor(self.pixels.index_select(0, torch.tensor(indices)))  # a DataLoader's batch at once
+        images = to_tensor(self.pixels.index_select(0, torch.tensor(indices)))  # a batch at once
         return [(image, self.labels[index]) for image, index in zip(images, indices, strict=True)]
 
 
@@ -176,7 +176,7 @@ class TrainingBatches:
         epoch, i = divmod(step, len(self.labels) // self.batch_size)
         indices = self.order(epoch)[i * self.batch_size : (i + 1) * self.batch_size][self.share]
         indices = torch.from_numpy(indices).to(self.pixels.device, non_blocking=True)
-        pixels = self.pixels.index_select(0, indices)  # quicker than [indices]
+        pixels = self.pixels.index_select(0, indices)  # faster than [indices]
         return to_tensor(pixels.to(self.device)), self.labels[indices].to(self.device)
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -242,7 +242,9 @@ class AFHQDataModule:
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled full batches: images [batch_size, 3, R, R] and labels [batch_size]."""
-        return self._loader(self.train_ds, shuffle=True, drop_last=True)
+        loader = self._loader(self.train_ds, shuffle=True, drop_last=True)
+        self.check_batch_size()
+        return loader
 
     def val_dataloader(self) -> DataLoader:
         """Batches in the order of the files; the last one may be smaller."""
@@ -251,26 +253,30 @@ class AFHQDataModule:
     def _loader(self, dataset: AFHQDataset, **options: bool) -> DataLoader:
         workers = self.num_workers
         if isinstance(dataset, CachedAFHQDataset):
-            dataset.decode()  # only then the number of images is known
-            workers = 0  # to copy bytes from memory
-        if "drop_last" in options:
-            self.check_batch_size()
+            dataset.decode()  # it may skip images, and the loader needs their number
+            workers = 0  # batches are copied from memory
         return DataLoader(dataset, self.batch_size, num_workers=workers, **options)
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--data_root", type=Path, default="data/afhq", metavar="DIR", help="with train/ and val/, or to be made")
+    add(
+        "--data_root",
+        type=Path,
+        default="data/afhq",
+        metavar="DIR",
+        help="folder with train/ and val/, or one to create",
+    )
     source = parser.add_mutually_exclusive_group()
-    help = "draw N training images per class instead of a download"
+    help = "draw N training images per class instead of downloading AFHQ"
     source.add_argument("--synthetic", type=int_range(1), metavar="N", help=help)
-    help = "divide images without val/, flat or in a folder per class: DIR/split/ gets links to all, a share P in val/"
+    help = "split images without val/, flat or one folder per class: DIR/split/ gets links to all, a share P in val/"
     source.add_argument("--val_share", type=float_range(0.001, 0.999), metavar="P", help=help)
     add("--seed", type=int_range(0), default=0, metavar="N", help="of the synthetic images")
-    help = "of the images in eval/, as the model makes them"
+    help = "size of the images in eval/: that of the model's samples"
     add("--image_resolution", type=int_range(1), default=EVAL_RESOLUTION, metavar="N", help=help)
-    help = "of the images in eval/; jpeg makes the same as the lab's dataset.py"
+    help = "format of the images in eval/; jpeg gives those of the lab's dataset.py"
     add("--eval_format", choices=["png", "jpeg"], default="png", help=help)
     add("--crop", action="store_true", help="take the centre square of each validation image, as train.py --crop does")
     add("--skip_broken", action="store_true", help="leave out validation images that cannot be decoded")
@@ -283,7 +289,7 @@ def main() -> None:
         if args.synthetic:
             write_synthetic_set(root, args.synthetic, args.seed)
         elif args.val_share and len(present_splits(root)) == len(SPLITS):
-            print(f"{root} has train/ and val/ already: --val_share changes nothing")
+            print(f"{root} has train/ and val/ already: --val_share has no effect")
         elif args.val_share:
             root = split_off_val(root, args.val_share)
         elif not present_splits(root):

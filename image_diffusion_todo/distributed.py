@@ -16,7 +16,7 @@ from cli import select_device
 
 
 class Distributed:
-    """This process among all that run the program together.
+    """This process and its place among those that run the program together.
 
     Attributes:
         rank: index of this process.
@@ -42,7 +42,7 @@ class Distributed:
         return select_device(name, self.local_rank if self.size > 1 and torch.cuda.is_available() else gpu)
 
     def connect(self, device: torch.device) -> None:
-        """Join the other processes: NCCL for the gradients of GPUs, gloo for everything else."""
+        """Join the process group: NCCL for gradients on GPUs, gloo for everything else."""
         if self.size > 1:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
@@ -50,7 +50,7 @@ class Distributed:
             dist.init_process_group(backend, timeout=timedelta(hours=12))  # the others wait while rank 0 samples
 
     def close(self) -> None:
-        """Leave the other processes."""
+        """Leave the process group."""
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -13,7 +13,7 @@ from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
 from cli import UserError
-from data_folder import SPLITS, atomic_dir, check_free, naming, present_splits
+from data_folder import SPLITS, atomic_dir, check_free, name_in_errors, present_splits
 from images import image_suffixes, is_junk
 from progress import tqdm
 
@@ -24,7 +24,7 @@ TIMEOUT = 30  # seconds without a byte
 
 
 def download_afhq(root: str | os.PathLike, url: str = AFHQ_URL, counts: Mapping[str, int] = AFHQ_COUNTS) -> None:
-    """Put AFHQ at `root`, whole or not at all; nothing happens if both splits are there.
+    """Download AFHQ to `root`, completely or not at all; nothing happens if both splits exist.
 
     The archive is downloaded to `{root}.zip.part`, and a later call continues where this one was cut off. An archive
     that the user put at `{root}.zip` is used instead, and left there.
@@ -49,8 +49,8 @@ def download_afhq(root: str | os.PathLike, url: str = AFHQ_URL, counts: Mapping[
         try:
             return _unpack(archive, root, counts)
         except UserError as error:
-            raise UserError(f"{archive} is not AFHQ v1: it {error}; unpack another data set yourself") from error
-    by_hand = f"fetch {url} in another way and put it at {archive}"
+            raise UserError(f"{archive} is not AFHQ v1: it {error}; unpack any other data set yourself") from error
+    by_hand = f"download {url} in another way and save it as {archive}"
     try:
         _fetch(url, part)
     except (ConnectionError, urllib.error.URLError, HTTPException, TimeoutError) as error:
@@ -68,7 +68,7 @@ def download_afhq(root: str | os.PathLike, url: str = AFHQ_URL, counts: Mapping[
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Download to `part`, continuing where it ends; after a cut, again for as long as that brings new bytes."""
+    """Download to `part`, continuing where it ends; when cut off, retry as long as each try brings new bytes."""
     size = -1
     while True:
         start = part.stat().st_size if part.exists() else 0
@@ -87,7 +87,7 @@ def _fetch(url: str, part: Path) -> None:
             length = response.headers.get("Content-Length")
             total = start + int(length) if length else None
             with (
-                naming(part),
+                name_in_errors(part),
                 part.open("ab" if start else "wb") as file,
                 tqdm(desc="downloading AFHQ", initial=start, total=total, unit="B", unit_scale=True) as bar,
             ):
@@ -102,7 +102,7 @@ def _fetch(url: str, part: Path) -> None:
 
 
 def _unpack(archive: Path, root: Path, counts: Mapping[str, int]) -> None:
-    """Put the images of both splits at `root`; whatever else the archive holds is not unpacked."""
+    """Unpack the images of both splits to `root`, and nothing else."""
     try:
         with zipfile.ZipFile(archive) as opened, atomic_dir(root) as partial:
             members = {_place(info.filename): info for info in opened.infolist()}
@@ -121,7 +121,7 @@ def _unpack(archive: Path, root: Path, counts: Mapping[str, int]) -> None:
                     shutil.copyfileobj(source, file)
             check_free(root)
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError) as error:
-        raise UserError(f"is no zip archive, or a damaged one ({error})") from error
+        raise UserError(f"is not a zip archive, or is damaged ({error})") from error
 
 
 def _place(name: str) -> PurePosixPath | None:

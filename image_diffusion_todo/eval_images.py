@@ -22,7 +22,7 @@ class EvalImages(NamedTuple):
 
     made_from: str  # the `fingerprint` of validation images and settings
     names: list[str]
-    skipped: list[str]  # what is wrong with each image that was left out
+    skipped: list[str]  # a message about each image that was skipped
 
 
 def make_eval_images(
@@ -32,7 +32,7 @@ def make_eval_images(
     crop: bool = False,
     skip_broken: bool = False,
 ) -> tuple[EvalImages, bool]:
-    """Make `root/eval/`, unless it is up to date, and return what is in it and whether it was made now.
+    """Make `root/eval/`, unless it is up to date, and return what is in it and whether it is new.
 
     Args:
         root: the data root.

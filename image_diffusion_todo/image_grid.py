@@ -1,6 +1,6 @@
 """Images side by side: a contact sheet of a folder, or the frames of a reverse chain.
 
-python image_grid.py samples/linear --out linear.png      # the first 64 images of a folder in one
+python image_grid.py samples/linear --out linear.png      # the first 64 images of a folder
 """
 
 from collections.abc import Iterator
@@ -26,11 +26,11 @@ def trajectory_frames(chain: Iterator[torch.Tensor], num_steps: int, num_frames:
     """Run a reverse chain x_T ... x_0 of `num_steps` + 1 tensors [B, 3, H, W] and keep evenly spaced frames of it.
 
     Returns:
-        [num_frames, B, 3, H, W] on the CPU; fewer frames if the chain is shorter. The last is x_0, the first of several
-        x_T.
+        [num_frames, B, 3, H, W] on the CPU, from x_T to x_0; fewer frames if the chain is shorter, x_0 alone if
+        num_frames is 1.
     """
-    wanted = set(torch.linspace(num_steps, 0, num_frames).round().long().tolist())
-    return torch.stack([x_t.cpu() for i, x_t in enumerate(chain) if i in wanted])
+    kept = set(torch.linspace(num_steps, 0, num_frames).round().long().tolist())
+    return torch.stack([x_t.cpu() for i, x_t in enumerate(chain) if i in kept])
 
 
 def trajectory_image(frames: torch.Tensor) -> Image.Image:
@@ -51,18 +51,17 @@ def contact_sheet(folder: Path, count: int, per_row: int) -> Image.Image:
 
 
 def main() -> None:
-    """The program."""
-    parser = ArgumentParser(description="The images of a folder in rows, as one picture.")
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of images, all of one size")
     parser.add_argument("--out", type=writable_file, required=True, metavar="FILE", help="picture to write")
-    parser.add_argument("--count", type=int_range(1), default=64, metavar="N", help="how many (default: %(default)s)")
-    parser.add_argument("--per_row", type=int_range(1), default=8, metavar="N", help="in a row (default: %(default)s)")
+    parser.add_argument("--count", type=int_range(1), default=64, metavar="N", help="images in the picture")
+    parser.add_argument("--per_row", type=int_range(1), default=8, metavar="N", help="images in a row")
     args = parser.parse_args()
     if args.folder.resolve() in args.out.resolve().parents:
-        parser.error(f"argument --out: {args.out} would lie among the images, and be measured with them")
+        parser.error(f"argument --out: {args.out} is among the images, and the FID program would measure it too")
     picture_format = Image.registered_extensions().get(args.out.suffix.lower())
     if picture_format not in Image.SAVE:
-        parser.error(f"argument --out: {args.out} has no suffix of an image file, such as .png")
+        parser.error(f"argument --out: {args.out} does not end in the suffix of an image file, such as .png")
     with exit_on_user_error():
         sheet = contact_sheet(args.folder, args.count, args.per_row)
         with atomic_write(args.out) as file:

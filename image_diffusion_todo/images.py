@@ -133,7 +133,7 @@ def process_images(
 ) -> list[str]:
     """Call `use(i, read(file))` for each file i, in threads: Pillow works without holding Python's lock.
 
-    Returns what is wrong with each file, "" for those that were used; without `skip_broken`, the first broken image is
+    Returns a message about each broken file and "" for the others; without `skip_broken`, the first broken image raises
     a UserError.
     """
 
@@ -178,7 +178,7 @@ def decode_images(
 
     Returns:
         "pixels": uint8 [N, 3, resolution, resolution] of the images that can be decoded, in the order of `files`;
-        "broken": the indices in `files` of the others; "reasons": what is wrong with each of them.
+        "broken": the indices in `files` of the others; "reasons": a message about each of them.
     """
     pixels = np.empty((len(files), 3, resolution, resolution), np.uint8)
 
@@ -194,16 +194,16 @@ def decode_images(
     return {"pixels": pixels, "broken": broken, "reasons": reasons[broken]}
 
 
-# What can be computed again is cached on disk.
+# A cache on disk.
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether to write below `folder`; one that is marked read-only is left alone even by an administrator."""
+    """Whether to write below `folder`; not if its mode is read-only, even as an administrator who could."""
     return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
 
 
 def cache_dirs(root: Path) -> list[Path]:
-    """Folders for what can be computed again from `root`: its `.cache/` unless `root` is read-only, then the user's."""
+    """Folders for a cache of data from `root`, best first: its `.cache/` unless `root` is read-only, and the user's."""
     folders = [root / ".cache"] if is_writable(root) else []
     with suppress(RuntimeError):  # a user without a home
         users_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -232,7 +232,7 @@ def cached(
 ) -> Mapping[str, np.ndarray]:
     """The arrays that `compute` returns, from `{name}.npz` in the `cache_dirs` of `root` if it was written with `key`.
 
-    `key` is of all that the result depends on, see `fingerprint`. Where nothing can be written, nothing is cached.
+    `key` must depend on all that the result depends on, see `fingerprint`. If no folder is writable, nothing is cached.
     """
     folders = cache_dirs(root)
     for folder in [root / ".cache", *folders]:  # a read-only root may have come with its cache

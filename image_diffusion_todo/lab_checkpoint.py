@@ -15,14 +15,14 @@ from checkpoint import FORMAT, TENSOR_GLOBALS, VERSION, archive_globals, check_c
 from cli import UserError
 from scheduler import MAX_TIMESTEPS, MODES, beta_schedule
 
-# What torch.load builds by itself and a pickled module may hold. A bytearray of any size, say, is not among it.
+# Types that torch.load builds itself and a pickled module may hold; not bytearray, say, which may have any size.
 PLAIN_GLOBALS = TENSOR_GLOBALS | {f"torch {kind}Storage" for kind in ("Bool", "Int", "Short", "Char")}
 PLAIN_GLOBALS |= {"torch._utils _rebuild_parameter", "__builtin__ set", "torch Size", "torch device"}
 MAX_BETA_DIFFERENCE = 1e-4  # a cosine schedule in float32 is off by 2e-5
 
 
 class Inert:
-    """Stands for an object of a class in the file: takes any arguments, and its state as attributes."""
+    """Stands in for an object of a class that the file names; accepts any arguments and attributes."""
 
     def __init__(self, *args: object):
         pass
@@ -40,7 +40,7 @@ def read_lab_checkpoint(
     mode, beta_1 and beta_T are the schedule of a bare state dict, which has 1000 steps; a whole checkpoint has its own.
 
     Raises:
-        UserError: when predictor or schedule are unknown, or the weights would mean something else here.
+        UserError: when the predictor or the schedule is unknown, or the network is not one of `UNet`.
     """
     try:
         content = _load_inert(path)
@@ -56,7 +56,7 @@ def read_lab_checkpoint(
         raise UserError(f"argument --predictor: required, since {path} does not say what its network predicts")
     try:
         if ch < 128:
-            raise ValueError(f"of {ch} channels, fewer than 128, which the lab normalises in other groups")
+            raise ValueError(f"the groups of its normalisation differ from ours for {ch} channels, fewer than 128")
         hparams = content.get("hparams", {})
         buffers = getattr(hparams.get("var_scheduler"), "_buffers", {})
         betas = state.get("var_scheduler.betas", buffers.get("betas"))
@@ -65,14 +65,14 @@ def read_lab_checkpoint(
         elif mode is not None:
             schedule = {"num_train_timesteps": 1000, "mode": mode, "beta_1": beta_1, "beta_T": beta_T}
         else:
-            raise ValueError("without a schedule, so that --mode is required")
+            raise ValueError("--mode is required, since the file has no schedule")
         network = _network_of(weights) | {"T": schedule["num_train_timesteps"]}
         network["image_resolution"] = getattr(hparams.get("network"), "image_resolution", 64)
         checkpoint = {"format": FORMAT, "version": VERSION, "network": network, "var_scheduler": schedule}
         checkpoint |= {"predictor": predictor, "state_dict": weights}
         check_contents(checkpoint, path.stat().st_size)
     except Exception as error:  # tensors of any name and shape may stand where weights should
-        raise UserError(f"{path}: a network {error}") from error
+        raise UserError(f"{path}: not a lab checkpoint that this program can use: {error}") from error
     return checkpoint
 
 
@@ -90,7 +90,7 @@ def _load_inert(path: Path) -> dict[str, Any]:
 def _schedule_of(betas: torch.Tensor, sigmas: torch.Tensor | None) -> dict[str, Any]:
     """The arguments of the `DDPMScheduler` with these betas and sigmas [T]."""
     if betas.numel() > MAX_TIMESTEPS:
-        raise ValueError(f"of more than {MAX_TIMESTEPS} timesteps")
+        raise ValueError(f"its schedule has more than {MAX_TIMESTEPS} timesteps")
     beta_1, beta_T = (float(f"{betas[i].item():.6g}") for i in (0, -1))  # 1e-4, not its float32 value
 
     def difference(mode: str) -> float:
@@ -98,7 +98,7 @@ def _schedule_of(betas: torch.Tensor, sigmas: torch.Tensor | None) -> dict[str, 
 
     mode = min(MODES, key=difference)
     if not difference(mode) <= MAX_BETA_DIFFERENCE:
-        raise ValueError(f"of other betas than {', '.join(MODES)}: {mode} differs by up to {difference(mode):.2g}")
+        raise ValueError(f"its schedule is none of {', '.join(MODES)}: {mode} differs by up to {difference(mode):.2g}")
     schedule = {"num_train_timesteps": len(betas), "mode": mode}
     if mode != "cosine":
         schedule |= {"beta_1": beta_1, "beta_T": beta_T}
@@ -107,7 +107,7 @@ def _schedule_of(betas: torch.Tensor, sigmas: torch.Tensor | None) -> dict[str, 
 
 
 def _network_of(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """The arguments of the `UNet` with these weights, but for its T and resolution."""
+    """The arguments of the `UNet` with these weights, except T and image_resolution."""
     ch, in_ch = weights["head.weight"].shape[:2]
     levels: list[list[str]] = [[]]
     for i in sorted({int(name.split(".")[1]) for name in weights if name.startswith("downblocks.")}):

@@ -130,7 +130,7 @@ class UNet(nn.Module):
     def forward(
         self, x: torch.Tensor, timestep: int | torch.Tensor, class_label: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The prediction for noisy images x; one timestep may hold for the whole batch.
+        """The prediction for noisy images x; a single timestep is that of the whole batch.
 
         class_label is [B] in 0 .. num_classes, 0 or None for "no class"; a ValueError without use_cfg.
         """

@@ -1,4 +1,4 @@
-"""What a network's output stands for: noise, x_0, the posterior mean or v, converted into each other.
+"""What a network may predict (noise, x_0, posterior mean, v): conversions between them, and loss weights.
 
 With a = sqrt(alpha-bar_t) and s = sqrt(1 - alpha-bar_t), eq. 4 of DDPM reads x_t = a x_0 + s eps. Given x_t, each of
 the four determines x_0 and eps:

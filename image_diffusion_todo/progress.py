@@ -1,4 +1,4 @@
-"""Progress bars that print a line a minute where the output is not a terminal, such as the log of a cluster's job."""
+"""Progress bars that print a line a minute where the output is not a terminal, as in the log of a cluster job."""
 
 import io
 import sys
@@ -11,7 +11,7 @@ SECONDS = 60  # between two lines, and before the first
 
 
 class tqdm(terminal_tqdm):
-    """tqdm; in a log, one line a minute, and none of what takes less."""
+    """tqdm that prints one line a minute in a log, and nothing for anything shorter."""
 
     def __init__(self, *args: Any, **options: Any):
         self.prints_lines = not sys.stderr.isatty() and "ipykernel" not in sys.modules

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from atomic import atomic_write
 from cli import UserError, one_line
-from dataset import is_synthetic
+from data_folder import is_synthetic
 
 COLUMNS = ("step", "loss", "learning_rate", "images_per_second")  # of stats.csv
 

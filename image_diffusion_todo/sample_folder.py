@@ -20,7 +20,7 @@ class SampleFolder:
         self.folder, self.settings = folder, settings
 
     def missing(self, num_samples: int) -> list[int]:
-        """Which of the images 0 .. num_samples - 1 are not there, or damaged.
+        """Which of the images 0 .. num_samples - 1 are missing or damaged.
 
         Raises:
             UserError: when the folder holds other images, which the FID program would measure as well.
@@ -60,10 +60,10 @@ class SampleFolder:
 
 
 def _difference(text: str | None, ours: dict) -> str:
-    """In which settings an image's text differs from ours; one that is absent counts as None."""
+    """The settings in which an image's text differs from ours, as a message; an absent one counts as None."""
     try:
         theirs = json.loads(text)
         names = sorted(theirs.keys() | ours.keys())
     except (TypeError, ValueError, AttributeError):
-        return "it holds none"
+        return "it has none"
     return ", ".join(f"{n} {theirs.get(n)} there, {ours.get(n)} here" for n in names if theirs.get(n) != ours.get(n))

@@ -35,8 +35,8 @@ from scheduler import DDPMScheduler
 
 METHODS = ("ddpm", "ddim", "dpm")
 DEFAULT_STEPS = {"ddim": 50, "dpm": 20}
-# Cosine goes on to alpha-bar = 2e-9. From there, unclipped ddim turns an error of 0.002 of the noise into one of 0.6 to
-# 2.7. Clipping, or v, prevents that, but dpm would still take 6 of its 20 steps where x_t is noise alone.
+# The cosine schedule ends at alpha-bar = 2e-9. From there, unclipped ddim turns an error of 0.002 of the noise into one
+# of 0.6 to 2.7. Clipping, or v, prevents that, but dpm would still take 6 of its 20 steps where x_t is only noise.
 MIN_ALPHA_BAR = 4e-5
 
 Predict = Callable[[torch.Tensor, int], torch.Tensor]  # x_t [B, C, H, W], t -> prediction [B, C, H, W]

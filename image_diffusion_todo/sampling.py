@@ -40,8 +40,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument_group("files").add_argument
-    add("--ckpt_path", type=Path, required=True, metavar="FILE", help="checkpoint, ours or the lab's, or a run")
-    add("--save_dir", type=Path, required=True, metavar="DIR", help="new folder, or one to complete")
+    what = "checkpoint of train.py or of the lab's skeleton, or the folder of a run"
+    add("--ckpt_path", type=Path, required=True, metavar="FILE", help=what)
+    add("--save_dir", type=Path, required=True, metavar="DIR", help="folder for the images, new or to be completed")
     add("--save_traj", action="store_true", help=f"also DIR_traj.png: {FRAMES} frames of the first {CHAINS} chains")
     add("--save_gif", action="store_true", help="also DIR.gif: the same chains as an animation")
     add = parser.add_argument_group("images").add_argument
@@ -78,7 +79,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def load_model(args: argparse.Namespace) -> DiffusionModule:
-    """The model of a checkpoint, in eval mode; UserError when it is another one than the flags say."""
+    """The model of a checkpoint, in eval mode; UserError when it contradicts the flags."""
     path = args.ckpt_path / "last.ckpt" if args.ckpt_path.is_dir() else args.ckpt_path
     ddpm = DiffusionModule(None, None)
     try:
@@ -111,8 +112,8 @@ def class_labels(args: argparse.Namespace, ddpm: DiffusionModule) -> dict[str, i
 
 def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
     """Sample and save the missing images; `cleanup` gets what must be closed."""
-    processes = Distributed()
-    device = processes.device(args.device, args.gpu)
+    distributed = Distributed()
+    device = distributed.device(args.device, args.gpu)
     check_writable(args.save_dir)
     ddpm = load_model(args)
     ddpm.precision = speed.select_precision(args.precision, device)
@@ -121,7 +122,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
     except ValueError as error:
         raise UserError(f"argument --{error}") from None
     skips_steps = len(timesteps) < ddpm.var_scheduler.num_train_timesteps
-    if processes.is_rank_zero and skips_steps and (ddpm.predictor, ddpm.parametrization) == ("mean", "direct"):
+    if distributed.is_rank_zero and skips_steps and (ddpm.predictor, ddpm.parametrization) == ("mean", "direct"):
         note("direct mean prediction is inaccurate when steps are skipped; --sample_method ddpm skips none")
     labels = class_labels(args, ddpm) if args.use_cfg else {}
     settings = {
@@ -136,22 +137,22 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
         "device": device.type,  # each kind draws other noise
         "precision": ddpm.precision,
     }
-    processes.connect(device)
-    cleanup.callback(processes.close)
+    distributed.connect(device)
+    cleanup.callback(distributed.close)
     folder = SampleFolder(args.save_dir, settings)
 
     def find_missing() -> list[int]:
-        cleanup.enter_context(lock_folder(folder.folder))
+        cleanup.enter_context(lock_folder(args.save_dir))
         missing = folder.missing(args.num_samples)
         if len(missing) < args.num_samples:
-            print(f"{args.num_samples - len(missing)} of {args.num_samples} images are there already")
+            print(f"{args.num_samples - len(missing)} of {args.num_samples} images exist already")
         return missing
 
-    missing = processes.on_rank_zero(find_missing)
+    missing = distributed.on_rank_zero(find_missing)
     chains = list(range(min(CHAINS, args.num_samples, args.batch_size))) if args.save_traj or args.save_gif else []
-    mine = [i for i in missing if i not in chains][processes.share]
+    mine = [i for i in missing if i not in chains][distributed.share]
     batches = [mine[k : k + args.batch_size] for k in range(0, len(mine), args.batch_size)]
-    if chains and processes.is_rank_zero:  # a batch of their own, so that only it keeps frames
+    if chains and distributed.is_rank_zero:  # a batch of their own, so that only it keeps frames
         batches.insert(0, chains)
 
     speed.place_network(ddpm, device, ddpm.precision)
@@ -171,11 +172,11 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
             args.eta,
             args.clip_x0,
             randn_like=ImageNoise(args.seed, indices, ddpm.image_resolution, device),
-            progress=processes.is_rank_zero,
+            progress=distributed.is_rank_zero,
         )
         return trajectory_frames(chain, len(timesteps), GIF_FRAMES if keep_frames else 1)
 
-    for batch in tqdm(batches, desc="batches", **processes.tqdm_options):
+    for batch in tqdm(batches, desc="batches", **distributed.tqdm_options):
         # A compiled network takes one batch size: fill up, and drop the surplus.
         indices = batch + batch[-1:] * (args.batch_size - len(batch)) if compiles else batch
         names = [list(labels)[i % len(labels)] for i in indices] if labels else [None] * len(indices)
@@ -186,8 +187,8 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
         for i, image, name in zip(batch, tensor_to_pil_image(frames[-1]), names, strict=False):
             if batch != chains or i in missing:
                 folder.save(i, image, name)
-    processes.barrier()
-    if processes.is_rank_zero:
+    distributed.barrier()
+    if distributed.is_rank_zero:
         print(f"{args.num_samples} images in {args.save_dir}")
 
 
@@ -205,7 +206,7 @@ def save_chains(frames: torch.Tensor, args: argparse.Namespace) -> None:
 
 
 def model_hash(ddpm: DiffusionModule) -> str:
-    """16 hex digits that change with anything in a model that its images depend on."""
+    """16 hex digits that depend on everything in a model that its images depend on."""
     checkpoint = ddpm.checkpoint()
     del checkpoint["classes"]
     if checkpoint["network"]["patch_size"] == 1:  # as in models from before there were patches
@@ -218,8 +219,7 @@ def model_hash(ddpm: DiffusionModule) -> str:
 
 
 def main() -> None:
-    """The program."""
-    with exit_on_user_error(interrupted="stopped; the same command goes on"), ExitStack() as cleanup:
+    with exit_on_user_error(interrupted="stopped; the same command resumes"), ExitStack() as cleanup:
         sample(parse_arguments(), cleanup)
 
 

@@ -128,7 +128,7 @@ class DDPMScheduler(BaseScheduler):
 
     Further buffers, float32 [T]: sigmas, the standard deviation of a reverse step; posterior_mean_coef_x0 and
     posterior_mean_coef_xt, the coefficients of eq. 7 (1 and 0 at t = 0). With sigma_type "small", the variance of a
-    step is beta~_t, optimal for a known x_0; with "large", beta_t, optimal for x_0 ~ N(0, I) (DDPM, Sec. 3.2).
+    step is beta~_t, optimal if x_0 is a single point; with "large", beta_t, optimal for x_0 ~ N(0, I) (DDPM, Sec. 3.2).
 
     Raises:
         ValueError: for an unknown sigma_type, and as `BaseScheduler`.

@@ -49,7 +49,7 @@ def place_network(network: nn.Module, device: torch.device, precision: str = "fp
 
 
 def should_compile(switch: str, device: torch.device, num_calls: int) -> bool:
-    """Whether to compile; "auto": on GPUs, if there are enough calls of the network to make up for it.
+    """Whether to compile; "auto": on GPUs, if there are enough calls of the network to repay the compilation.
 
     Raises:
         UserError: for "on" where it is known to fail.
@@ -70,12 +70,12 @@ def should_compile(switch: str, device: torch.device, num_calls: int) -> bool:
 
 
 def compile_network(network: nn.Module, cuda_graph: bool = True) -> None:
-    """Compile the network in place, on a GPU to one CUDA graph unless told otherwise. The first call takes minutes."""
+    """Compile the network in place; with `cuda_graph`, GPUs run it as one CUDA graph. The first call takes minutes."""
     network.compile(mode="reduce-overhead" if cuda_graph else "default", dynamic=False)
 
 
 def call_compiled(call: Callable[[], Result], switch: str) -> Result:
-    """Call a function that runs compiled networks. If only compilation fails, repeat and go on without it.
+    """Call a function that runs compiled networks. If compilation fails, repeat the call and continue without it.
 
     Args:
         call: the function; it may be called twice.
@@ -90,7 +90,7 @@ def call_compiled(call: Callable[[], Result], switch: str) -> Result:
         return call()
     except Exception as error:
         with torch.compiler.set_stance("force_eager"):
-            result = call()  # raises again what is not the compiler's fault
+            result = call()  # an error with another cause occurs again
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         if switch == "on":
             raise UserError(f"argument --compile: compilation failed ({reason})") from error

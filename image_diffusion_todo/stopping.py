@@ -13,7 +13,7 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """A context in which signals that ask for the end of the program set `requested` instead.
+    """A context in which signals that would end the program set `requested` instead.
 
     They are Ctrl-C, SIGTERM, SIGHUP (a lost connection; left alone where `nohup` ignores it), and SIGUSR1, SIGUSR2 and
     SIGXCPU (a cluster's warning before its time limit). A second Ctrl-C or SIGTERM ends the program at once.

@@ -70,7 +70,7 @@ def synthetic_face(kind: str, split: str, index: int, seed: int = 0) -> Image.Im
 def write_synthetic_set(root: str | os.PathLike, num_images: int, seed: int = 0) -> None:
     """Write `num_images` 64x64 PNGs per class in the layout of AFHQ, and a tenth as many images for validation.
 
-    Nothing happens where the same set is already; a UserError says when something else is at `root`.
+    Does nothing if the same set exists already; raises a UserError if something else is at `root`.
     """
     root = Path(root).resolve()
     counts = {"train": num_images, "val": max(1, round(num_images / 10))}

@@ -19,8 +19,8 @@ import torch
 
 from atomic import lock_folder
 from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range, note
-from data_folder import check_has_data, check_writable
-from dataset import AFHQDataModule, is_synthetic
+from data_folder import check_has_data, check_writable, is_synthetic
+from dataset import AFHQDataModule
 from distributed import Distributed
 from network import LIMITS, PATCH_SIZES
 from prediction import LOSS_WEIGHTS, PARAMETRIZATIONS
@@ -104,13 +104,13 @@ def build_parser(prog: str | None = None) -> ArgumentParser:
     add("--precision", default="auto", choices=PRECISIONS, help=help)
     help = "torch.compile; auto: on GPUs, for long runs"
     add("--compile", default="auto", choices=AUTO_ON_OFF, help=help)
-    add("--accumulate", default=1, help="parts of a batch that are computed one by one, to save memory", **count)
+    add("--accumulate", default=1, help="parts of a batch, computed one by one to save memory", **count)
     add("--activation_checkpointing", action="store_true", help="recompute activations, to save memory")
     return parser
 
 
 def run_folder(text: str) -> Path:
-    """An argparse type: the folder of a run, also by its last.ckpt."""
+    """An argparse type: the folder of a run, given by its path or by that of its last.ckpt."""
     path = Path(text)
     if path.name in ("last.ckpt", "config.json"):
         return path.parent
@@ -142,7 +142,7 @@ def read_settings(run: Path) -> dict[str, object]:
     parser = build_parser(f"{Path(sys.argv[0]).name}: {run / 'config.json'}")  # whose errors name the file
     defaults = vars(parser.parse_args([]))
     if config.keys().isdisjoint(defaults):
-        parser.error("there are no settings in it")
+        parser.error("it holds no settings of train.py")
     flags = []
     for name, default in defaults.items():
         value = config.get(name, default)
@@ -169,7 +169,7 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
     if args.batch_size % (distributed.size * args.accumulate):
         parts = f"{distributed.size} processes of --accumulate {args.accumulate} parts"
         raise UserError(f"argument --batch_size: {args.batch_size} cannot be divided among {parts}")
-    with torch.device("meta"):  # settings that do not fit together are found before the data are prepared
+    with torch.device("meta"):  # wrong settings are found before the data are prepared
         build_network(args, num_classes=1)
     check_has_data(args.data_root)
     data = AFHQDataModule(
@@ -244,11 +244,11 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
         sample = "python sampling.py --ckpt_path {} --save_dir {}".format(*paths)
         print(f"finished at step {trainer.step}; sample with: {sample}")
     if stopping:
-        sys.exit(EXIT_INTERRUPTED)  # so that `train.py && sampling.py` goes no further
+        sys.exit(EXIT_INTERRUPTED)  # so that `train.py && sampling.py` stops here
 
 
 def check_noise(scheduler: DDPMScheduler) -> None:
-    """If x_T is far from pure noise, tell the betas that fit the length of the chain."""
+    """If x_T is far from pure noise, print a note with betas that fit the length of the chain."""
     T = scheduler.num_train_timesteps
     signal = scheduler.alpha_bars[T - 1] ** 0.5
     if signal > 0.05:
@@ -257,7 +257,7 @@ def check_noise(scheduler: DDPMScheduler) -> None:
 
 
 def check_same_data(args: argparse.Namespace, dataset_info: dict[str, object]) -> None:
-    """Raise UserError if the data set is not the one that the resumed run was started with."""
+    """Raise a UserError unless the data set is the one that the run was started with."""
     config = read_config(args.resume)
     for name in ("classes", "num_images", "fingerprint"):  # of names and contents
         now, before = dataset_info[name], config.get(name, dataset_info[name])

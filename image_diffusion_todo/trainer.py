@@ -236,7 +236,7 @@ class Trainer:
         """Continue from the folder's last.ckpt; without one, from the start.
 
         Raises:
-            OSError: if there is none, but statistics of the run.
+            OSError: if it is missing although the run has statistics.
             UserError: if it is damaged or does not belong to this run.
         """
         if self.distributed.is_rank_zero:

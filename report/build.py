@@ -39,7 +39,7 @@ def definitions(path: Path) -> dict[str, str]:
     try:
         visit(ast.parse(source).body, "")
     except SyntaxError as error:
-        raise UserError(f"{path} is no Python: {error}") from None
+        raise UserError(f"{path} is not valid Python: {error}") from None
     return found
 
 

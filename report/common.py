@@ -1,7 +1,7 @@
-"""What the programs of report/ share: Task 2's modules on the path, its programs, tables, and the look of figures.
+"""Shared by the programs of report/: the path to Task 2's modules, running its programs, tables, the style of figures.
 
-Programs of Task 1 put their folder on the path first. Of the names that both tasks have, `cli` alone is imported at the
-top, and either will do.
+Programs about Task 1 put its folder on the path first. `cli` is the only name of both tasks that is imported at the top
+here, and either works.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-os.environ["MPLBACKEND"] = "Agg"  # a notebook exports its own backend, which may not be installed here
+os.environ["MPLBACKEND"] = "Agg"  # a notebook exports its own backend, which may be missing here
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,7 +26,7 @@ from PIL import Image
 
 REPORT = Path(__file__).resolve().parent
 ROOT = REPORT.parent
-ROLL, PROGRAMS = ROOT / "2d_plot_diffusion_todo", ROOT / "image_diffusion_todo"  # Task 1 and Task 2
+TASK1, PROGRAMS = ROOT / "2d_plot_diffusion_todo", ROOT / "image_diffusion_todo"  # Task 1 and Task 2
 sys.path.insert(1, str(PROGRAMS))  # after the folder of the program, or Task 1's
 
 from atomic import atomic_write

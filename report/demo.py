@@ -14,10 +14,10 @@ from pathlib import Path
 
 import common
 from cli import ArgumentParser, exit_on_user_error
-from common import ROLL, ROOT
+from common import ROOT, TASK1
 
-FACES = common.PROGRAMS
-DEMO = FACES / "results" / "demo"
+TASK2 = common.PROGRAMS
+DEMO = TASK2 / "results" / "demo"
 DATA = "data/demo"
 
 # Under two million weights at 32x32: minutes on a CPU. The x0 predictor shows something after so few steps; the noise
@@ -39,7 +39,7 @@ def run(folder: Path, command: str, may_fail: bool = False) -> bool:
 
 def demo_runs() -> list[Path]:
     """The folders of the demo's training runs; others may use its data for longer ones."""
-    configs = {path.parent: json.loads(path.read_text()) for path in FACES.glob("results/*/*/*/config.json")}
+    configs = {path.parent: json.loads(path.read_text()) for path in TASK2.glob("results/*/*/*/config.json")}
     ours = {"data_root": DATA, "train_num_steps": NUM_STEPS}.items()
     return [folder for folder, config in configs.items() if ours <= config.items()]
 
@@ -47,29 +47,29 @@ def demo_runs() -> list[Path]:
 def main() -> None:
     ArgumentParser(description=__doc__).parse_args()
     with exit_on_user_error():
-        run(ROLL, "ddpm_tutorial.py")
+        run(TASK1, "ddpm_tutorial.py")
 
         for folder in (DEMO, *demo_runs()):
             shutil.rmtree(folder, ignore_errors=True)
-        run(FACES, f"dataset.py --data_root {DATA} --synthetic 300 --image_resolution 32")
-        run(FACES, f"train.py {SETTINGS}")
+        run(TASK2, f"dataset.py --data_root {DATA} --synthetic 300 --image_resolution 32")
+        run(TASK2, f"train.py {SETTINGS}")
         (trained,) = demo_runs()
-        ckpt = (trained / "last.ckpt").relative_to(FACES)
-        run(FACES, f"sampling.py --ckpt_path {ckpt} --save_dir results/demo/samples --num_samples 64")
-        run(FACES, "image_grid.py results/demo/samples --out results/demo/samples.png")
-        run(FACES, f"image_grid.py {DATA}/eval --out results/demo/data.png")
+        ckpt = (trained / "last.ckpt").relative_to(TASK2)
+        run(TASK2, f"sampling.py --ckpt_path {ckpt} --save_dir results/demo/samples --num_samples 64")
+        run(TASK2, "image_grid.py results/demo/samples --out results/demo/samples.png")
+        run(TASK2, f"image_grid.py {DATA}/eval --out results/demo/data.png")
         for name, copy in [(f"step={NUM_STEPS}-traj.png", "trajectory.png"), ("loss.png",) * 2, ("last.ckpt",) * 2]:
             shutil.copy(trained / name, DEMO / copy)
         shutil.rmtree(trained)  # report/figures.py would take it for one of the lab's runs
-        if not run(FACES, f"fid/measure_fid.py {DATA}/eval results/demo/samples --dims 192", may_fail=True):
+        if not run(TASK2, f"fid/measure_fid.py {DATA}/eval results/demo/samples --dims 192", may_fail=True):
             print("No distance without the Inception weights; everything else is there.")
 
         cats = "--save_dir results/demo/cats64 --num_samples 16 --sample_method ddim --num_inference_steps 20"
-        run(FACES, f"sampling.py --ckpt_path ../report/models/cats64.ckpt {cats}")
-        run(FACES, "image_grid.py results/demo/cats64 --out results/demo/cats64.png --per_row 4")
+        run(TASK2, f"sampling.py --ckpt_path ../report/models/cats64.ckpt {cats}")
+        run(TASK2, "image_grid.py results/demo/cats64 --out results/demo/cats64.png --per_row 4")
 
         print("\nPictures (cats64.png is by the model that comes with the project; all other faces are synthetic):")
-        for path in [*sorted((ROLL / "results").glob("swiss_roll_*.[pg]*")), *sorted(DEMO.glob("*.png"))]:
+        for path in [*sorted((TASK1 / "results").glob("swiss_roll_*.[pg]*")), *sorted(DEMO.glob("*.png"))]:
             print(f"  {path.relative_to(ROOT)}")
 
 

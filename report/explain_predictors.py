@@ -116,11 +116,11 @@ def draw_errors(rows: list[dict[str, object]]) -> plt.Figure:
     for ax, column, what in zip(axes, COLUMNS[2:], ("$x_0$", "noise"), strict=True):
         for name in dict.fromkeys(row["model"] for row in rows):
             _, predictor, parametrization = name.split(", ")
-            look = dict(color="black", linewidth=1.2, zorder=2)
+            style = dict(color="black", linewidth=1.2, zorder=2)
             if parametrization != "direct":
-                look = dict(color="0.6", linewidth=2.5, zorder=1)
+                style = dict(color="0.6", linewidth=2.5, zorder=1)
             t, error = zip(*((int(row["t"]), float(row[column])) for row in rows if row["model"] == name), strict=True)
-            ax.plot(t, error, STYLES[predictor], label=name, **look)
+            ax.plot(t, error, STYLES[predictor], label=name, **style)
         ax.set(xlabel="timestep t", ylabel=f"error of the implied {what}", yscale="log")
         ax.grid()
     axes[0].legend()

@@ -35,11 +35,11 @@ class Run:
     folder: Path
     config: dict[str, Any]
     row: dict[str, object]  # of the table of runs
-    losses: list[tuple[int, float]]  # (step, mean since the row before)
+    losses: list[tuple[int, float]]  # (step, mean since the previous row)
 
     @property
     def key(self) -> Key:
-        """The combination that this is a run of."""
+        """The combination of settings, as in `KEY`."""
         return tuple(self.config[name] for name in KEY)
 
     @property
@@ -72,7 +72,7 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
             raise UserError(f"argument --runs: {place} is not a folder")
         for folder, inside, files in os.walk(place, followlinks=True):
             if (resolved := Path(folder).resolve()) in visited:
-                inside.clear()  # seen, or a link leads in a circle
+                inside.clear()  # a link to a folder that was seen
             elif "config.json" in files:
                 found[resolved] = Path(folder)
             visited.add(resolved)
@@ -116,8 +116,8 @@ def read_distances(files: Iterable[Path]) -> list[dict[str, Any]]:
     for path in files:
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-            wanted = {name: result[name] for name in (*SAME, "distance", "gen_dir", "gen_sizes")}
-            result = wanted | {"network": result.get("network"), "file": path}
+            kept = {name: result[name] for name in (*SAME, "distance", "gen_dir", "gen_sizes")}
+            result = kept | {"network": result.get("network"), "file": path}
         except (ValueError, KeyError, TypeError):
             raise UserError(f"argument --fid: {path} was not written by fid/measure_fid.py --json") from None
         results.append(result)

@@ -25,10 +25,10 @@ import common
 from cli import ArgumentParser, UserError, exit_on_user_error, one_line, writable_folder
 from images import is_junk
 
-REPORT, ROLL, FACES = "report.pdf", "2d_plot_diffusion_todo", "image_diffusion_todo"
+REPORT, TASK1, TASK2 = "report.pdf", "2d_plot_diffusion_todo", "image_diffusion_todo"
 FILES = {
-    ROLL: "dataset.py chamferdist.py network.py ddpm.py ddpm_tutorial.py",
-    FACES: "dataset.py scheduler.py model.py module.py network.py train.py sampling.py fid/measure_fid.py",
+    TASK1: "dataset.py chamferdist.py network.py ddpm.py ddpm_tutorial.py",
+    TASK2: "dataset.py scheduler.py model.py module.py network.py train.py sampling.py fid/measure_fid.py",
 }
 REQUIRED = [REPORT, *(f"{folder}/{file}" for folder, files in FILES.items() for file in files.split())]
 GENERATED = ("data", "results", "samples", "venv", "env")  # at the top of a task folder
@@ -41,18 +41,18 @@ UNFINISHED = re.compile(r"NotImplementedError\([\"']TODO")  # finished code may 
 TINY = "--image_resolution 8 --ch 32 --ch_mult 1 --attn --num_res_blocks 1 --num_diffusion_train_timesteps 4"
 SHORT = "--batch_size 2 --train_num_steps 2 --log_interval 2 --device cpu"
 CHECKPOINT = "results/predictor_noise/beta_linear/*/last.ckpt"  # the star stands for the one name that is there
-SMOKE = (  # folder, command, and a file that it must make
-    (ROLL, "ddpm_tutorial.py --num_iterations 20 --device cpu", "results/swiss_roll_samples.png"),
-    (FACES, "dataset.py --data_root data/tiny --synthetic 2 --image_resolution 8", "data/tiny/eval/cat_cat_00000.png"),
-    (FACES, f"train.py --data_root data/tiny {TINY} {SHORT}", CHECKPOINT),
-    (FACES, f"sampling.py --ckpt_path {CHECKPOINT} --save_dir samples --num_samples 2 --device cpu", "samples/1.png"),
-    (FACES, "fid/measure_fid.py --help", "fid/measure_fid.py"),  # measuring needs the weights of Inception
+SMOKE = (  # folder, command, and a file that it must write
+    (TASK1, "ddpm_tutorial.py --num_iterations 20 --device cpu", "results/swiss_roll_samples.png"),
+    (TASK2, "dataset.py --data_root data/tiny --synthetic 2 --image_resolution 8", "data/tiny/eval/cat_cat_00000.png"),
+    (TASK2, f"train.py --data_root data/tiny {TINY} {SHORT}", CHECKPOINT),
+    (TASK2, f"sampling.py --ckpt_path {CHECKPOINT} --save_dir samples --num_samples 2 --device cpu", "samples/1.png"),
+    (TASK2, "fid/measure_fid.py --help", "fid/measure_fid.py"),  # measuring needs the weights of Inception
 )
 SMOKE_SECONDS = 600  # for each command
 
 
 class Member(NamedTuple):
-    """A file of a zip, or of a folder that becomes one; its size in bytes. A link or a device is no file."""
+    """An entry of a zip, or of a folder to be zipped; its size in bytes. Links and devices have is_file False."""
 
     name: str
     is_file: bool
@@ -105,9 +105,9 @@ def check(members: list[Member]) -> tuple[dict[str, bytes], dict[str, str]]:
     """The contents of the files, and what is wrong with the others, both by name."""
     if len(members) > MAX_FILES:
         ((place, _),) = Counter("/".join(member.name.split("/")[:2]) for member in members).most_common(1)
-        return {}, {place: f"is where most of {len(members)} files are, more than {MAX_FILES} in all"}
-    if around := {name.split("/")[0] for name, *_ in members if name.partition("/")[2] in REQUIRED[1:]}:
-        return {}, {name: "is a folder around what is handed in: make the zip from its contents" for name in around}
+        return {}, {place: f"holds most of {len(members)} files, more than {MAX_FILES} in all"}
+    if wrappers := {name.split("/")[0] for name, *_ in members if name.partition("/")[2] in REQUIRED[1:]}:
+        return {}, {name: "wraps what is handed in: make the zip from its contents" for name in wrappers}
     contents, faults = {}, {}
     for member in members:
         try:
@@ -126,9 +126,9 @@ def check_place(member: Member) -> None:
     """Refuse a place where nothing is handed in, or something else is."""
     name, parts = member.name, member.name.split("/")
     if {"", ".", ".."} & set(parts) or re.search(r"[\\:]", name) or not name.isprintable():
-        raise UserError("names a place outside the zip, or one that not all systems know")
+        raise UserError("is a path outside the zip, or not portable")
     if parts[0] not in (REPORT, *FILES):
-        raise UserError(f"does not belong there: a zip holds {REPORT}, {ROLL}/ and {FACES}/")
+        raise UserError(f"does not belong there: a zip holds {REPORT}, {TASK1}/ and {TASK2}/")
     if not member.is_file:
         raise UserError("is a link or a device: put the file itself there")
 
@@ -137,13 +137,13 @@ def read_source(member: Member) -> bytes:
     """The content of a source file or of the report; anything else is refused."""
     path, is_report = PurePosixPath(member.name), member.name == REPORT
     if not is_report and path.suffix.lower() not in SUFFIXES and path.name not in NAMES:
-        raise UserError(f"is no source file ({' '.join(SUFFIXES)}): move weights, data and pictures elsewhere")
+        raise UserError(f"is not a source file ({' '.join(SUFFIXES)}): move weights, data and pictures elsewhere")
     if member.size > (limit := MAX_REPORT if is_report else MAX_SOURCE):
         raise UserError(f"has {member.size:,} bytes, more than {limit:,}")
     content = member.read()
     if is_report:
         if not content.startswith(b"%PDF-") or b"%%EOF" not in content[-1024:]:
-            raise UserError("is no PDF, or a truncated one: run make report")
+            raise UserError("is not a PDF, or is truncated: run make report")
         return content
     try:
         text = content.decode()
@@ -183,7 +183,7 @@ def run_programs(content: bytes, root: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(modules), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     settings = dict(env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=SMOKE_SECONDS)
     with tempfile.TemporaryDirectory(prefix="lab1-") as temporary:
-        place = Path(temporary) / "handed in"  # graders have blanks in their paths
+        place = Path(temporary) / "handed in"  # a grader's path may have blanks
         zipfile.ZipFile(io.BytesIO(content)).extractall(place)
         for i, (name, command, result) in enumerate(SMOKE, start=1):
             print(f"{i}/{len(SMOKE)}: {name}$ python {command}", flush=True)
@@ -198,7 +198,7 @@ def run_programs(content: bytes, root: Path) -> None:
                 lines = run.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {run.returncode}"]
                 raise UserError(f"{what} fails: {lines[-1].strip()}")
             if not any(folder.glob(result)):
-                raise UserError(f"{what} did not make {result}")
+                raise UserError(f"{what} did not write {result}")
 
 
 def main() -> None:
@@ -223,7 +223,7 @@ def main() -> None:
             try:
                 members = [*zip_members(zipfile.ZipFile(content))]
             except Exception:  # foreign bytes make it raise many kinds
-                raise UserError(f"{target} is no zip file, or a truncated one") from None
+                raise UserError(f"{target} is not a zip file, or is truncated") from None
         else:
             members = [member for folder in FILES for member in folder_members(args.root / folder)]
             report = args.report or args.root / "report" / REPORT
@@ -238,7 +238,7 @@ def main() -> None:
             run_programs(zipped(contents), args.root)
         if not args.check:
             common.write(target, zipped(contents))
-        print(f"{target}: {len(contents)} files, no fault found, {'its programs' if smoke else 'no program was'} run")
+        print(f"{target}: {len(contents)} files, no faults, programs {'run' if smoke else 'not run'}")
 
 
 if __name__ == "__main__":

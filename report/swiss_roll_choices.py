@@ -133,15 +133,16 @@ def main() -> None:
         rows = common.read_table(TABLE, COLUMNS)
         done = {(row["variant"], int(row["seed"])) for row in rows}
         todo = [(v, seed) for seed in range(args.seeds) for v in VARIANTS if (v, seed) not in done]
-        ends_with_us = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL))
-        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), **ends_with_us) as pool:
+        # Ctrl-C ends the workers at once.
+        worker_settings = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL))
+        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), **worker_settings) as pool:
             try:
                 for future in as_completed([pool.submit(run, *task) for task in todo]):
                     rows.append(future.result())
                     rows.sort(key=lambda row: (order.index(row["variant"]), int(row["seed"])))
                     common.write(TABLE, rows)
             finally:
-                pool.shutdown(cancel_futures=True)  # after Ctrl-C or an error, no further run begins
+                pool.shutdown(cancel_futures=True)  # no new run after Ctrl-C or an error
     print(TABLE)
 
 

@@ -3,8 +3,8 @@
     python report/swiss_roll_floor.py    # trains as ddpm_tutorial.py does, with seed 0, then measures: minutes
 
 At each t the loss of eq. 14 is least for the prediction E[eps | x_t]. The target is known, so this mean is computable:
-it is a sum over target points, weighted by how likely each of them leads to x_t. Both losses are means over the same
-noisy points, at the middle of 50 bins of timesteps; `share` is the part of the training steps that fall into a bin.
+it is a sum over target points, weighted by the likelihood that each of them gives x_t. Both losses are means over the
+same noisy points, at the middle of 50 bins of timesteps; `share` is the share of training timesteps in a bin.
 """
 
 import sys
@@ -42,7 +42,7 @@ def best_prediction(x_t: torch.Tensor, target: torch.Tensor, alpha_bar: float) -
 
 
 def measure(ddpm: DiffusionModule, points: torch.Tensor, target: torch.Tensor) -> list[dict[str, object]]:
-    """The rows of the table: both losses, for `points` [N, 2] that are no part of `target`."""
+    """The rows of the table: both losses for `points` [N, 2], which are not in `target`."""
     width = T // BINS
     share = torch.bincount(ddpm.draw_timesteps(10**6) // width, minlength=BINS) / 1e6
     rows = []

@@ -1,4 +1,4 @@
-"""Check a solution of the lab, anybody's: which function is wrong, at which t, and which mistake it is.
+"""Check anybody's solution of the lab: which functions are wrong, at which t, and by which mistake.
 
     python tests/check_solution.py DIR                  DIR holds one or both tasks, under any name; or a zip of them
     python tests/check_solution.py --many DIR           every folder and zip in DIR, a row each in solutions.csv
@@ -137,7 +137,7 @@ def check_many(place: Path, target: Path, limit: float, train: bool) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The program; returns its exit code."""
+    """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("place", nargs="?", type=Path, metavar="DIR", help="a folder or zip with a solution")
     parser.add_argument("--many", type=Path, metavar="DIR", help="check every folder and zip in DIR instead")
@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.many:
             if not args.many.is_dir():
-                raise NothingToCheck(f"{args.many} is no folder")
+                raise NothingToCheck(f"{args.many} is not a folder")
             return check_many(args.many, args.csv, args.limit, args.train)
         rows = check_solution(args.place, args.limit, args.train)
         if args.json:

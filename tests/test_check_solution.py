@@ -1,4 +1,4 @@
-"""`check_solution.py` judges any solution of the lab: what is right passes, each known mistake is named."""
+"""`check_solution.py` judges any solution of the lab: right ones pass, and each known mistake is named."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Programs that draw start with whatever backend the environment names."""
+"""Programs that plot start with any backend that the environment names."""
 
 import os
 import subprocess

@@ -16,12 +16,12 @@ from fid.frechet import Gaussian, fit_gaussian, gaussian_from_statistics
 from fid.inception import FeatureNetwork, extract_features
 from images import cached, fingerprint, list_images, read_image
 
-CACHE_FORMAT = 3  # to be counted up when what is cached, or what it means, changes
+CACHE_FORMAT = 3  # increase it when what is cached, or its meaning, changes
 
 
 @dataclass(kw_only=True)
 class ImageSet:
-    """The images below a folder, or their statistics. A file of another program holds nothing but the latter."""
+    """The images below a folder, or only their statistics; a file of pytorch-fid has no other fields."""
 
     path: Path
     files: Sequence[Path] = ()
@@ -81,16 +81,16 @@ def find_images(path: str | os.PathLike) -> ImageSet:
     """The images below a folder, see `images.list_images`.
 
     Raises:
-        UserError: when it is no folder, lacks images that `dataset.py` made, has a broken one, or fewer than the two
-            that a covariance takes.
+        UserError: when it is not a folder, lacks images that `dataset.py` made, holds a broken one, or holds fewer than
+            the two that a covariance needs.
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"{path}: {'a file, where a folder of images is wanted' if path.exists() else 'not there'}")
+        raise UserError(f"{path} {'is a file, not a folder of images' if path.exists() else 'does not exist'}")
     check_eval_complete(path)
     files = list_images(path)
     if len(files) < 2:
-        raise UserError(f"{path}: {'only one image' if files else 'no images'} in it, at least 2 are wanted")
+        raise UserError(f"{path} holds {'only one image' if files else 'no images'}; at least 2 are needed")
     sizes, formats = set(), set()
     for file in files:
         try:

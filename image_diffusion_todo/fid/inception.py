@@ -41,15 +41,15 @@ LAB_WEIGHTS = Path(__file__).resolve().with_name("afhq_inception_v3.ckpt")
 class FeatureNetwork:
     """A network that is ready to measure, with what identifies it.
 
-    Raises (its subclasses, when they are made):
-        UserError: when the file of weights is not what it should be.
+    Raises (the constructors of the subclasses):
+        UserError: when the file of weights is damaged or another one.
         OSError: when it is missing; the message says which file to put where.
     """
 
     name: str  # of `--network`
 
     def __init__(self, network: nn.Module, weights: Path, dims: int, device: torch.device | str):
-        torch.backends.cudnn.allow_tf32 = False  # which keeps 10 bits in convolutions, and moves the distance
+        torch.backends.cudnn.allow_tf32 = False  # TF32 convolutions keep 10 bits, which changes the distance
         # Channels last: the same sums, about 1.3 times as fast on CPUs.
         self.network = network.eval().to(device, memory_format=torch.channels_last)
         self.weights, self.weights_sha256 = weights, hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -57,10 +57,10 @@ class FeatureNetwork:
 
     def read(self, file: Path) -> torch.Tensor:
         """The pixels of an image file, uint8 [3, H, W]."""
-        return to_tensor(read_image(file))
+        return to_uint8_tensor(read_image(file))
 
     def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Images as `read` gives them -> features [B, dims]."""
+        """Images from `read` -> features [B, dims]."""
         raise NotImplementedError
 
 
@@ -72,7 +72,7 @@ class LabInception(FeatureNetwork):
 
     def __init__(self, device: torch.device | str = "cpu"):
         if not LAB_WEIGHTS.is_file():
-            raise UserError(f"{LAB_WEIGHTS}: not there; {self.origin}; --network pytorch-fid does without it")
+            raise UserError(f"{LAB_WEIGHTS} does not exist: {self.origin}; --network pytorch-fid does not need it")
         network = inception_v3(weights=None, aux_logits=False, init_weights=False)
         network.fc = network.dropout = nn.Identity()
         try:
@@ -88,7 +88,7 @@ class LabInception(FeatureNetwork):
 
     def read(self, file: Path) -> torch.Tensor:
         """The pixels of an image file at the size that the network was trained on, uint8 [3, 256, 256]."""
-        return to_tensor(read_image(file).resize((256, 256), Image.Resampling.BILINEAR))
+        return to_uint8_tensor(read_image(file).resize((256, 256), Image.Resampling.BILINEAR))
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -106,12 +106,12 @@ class PytorchFidInception(FeatureNetwork):
             _download_weights(weights)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about what pytorch-fid calls in torch and torchvision
-                # pytorch-fid unpickles the file. Reading it as mere tensors first shows that it holds no code.
+                warnings.simplefilter("ignore")  # pytorch-fid calls deprecated functions
+                # pytorch-fid unpickles the file, which may run code. This read fails if it holds anything but tensors.
                 torch.load(weights, map_location="cpu", weights_only=True)
                 network = pytorch_fid.InceptionV3([pytorch_fid.InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
         except Exception as error:
-            hint = "without this file they are downloaded anew"
+            hint = "remove the file to download it again"
             raise UserError(f"{weights}: not the Inception weights, or damaged; {hint}") from error
         super().__init__(network, weights, dims, device)
 
@@ -126,7 +126,7 @@ class PytorchFidInception(FeatureNetwork):
 
 
 def load_network(name: str, dims: int = STANDARD_WIDTH, device: torch.device | str = "cpu") -> FeatureNetwork:
-    """The network that `--network` names; auto is the lab's if its file is there and `dims` are its 2048."""
+    """The network that `--network` names; auto is the lab's if its file exists and dims is its width."""
     if name == "lab" and dims != STANDARD_WIDTH:
         raise UserError(f"argument --dims: the lab's network has {STANDARD_WIDTH} features, not {dims}")
     if name == "lab" or (name == "auto" and dims == STANDARD_WIDTH and LAB_WEIGHTS.exists()):
@@ -153,12 +153,12 @@ def extract_features(
             features.append(network(images).float().cpu().numpy())
             if not np.isfinite(features[-1]).all():
                 damage = f"damaged or incomplete, its features of --dims {network.dims} are not finite"
-                raise UserError(f"{network.weights}: {damage}: fetch it anew, or try smaller --dims")
+                raise UserError(f"{network.weights}: {damage}: download it again, or try smaller --dims")
             bar.update(len(images))
     return np.concatenate(features)
 
 
-def to_tensor(image: Image.Image) -> torch.Tensor:
+def to_uint8_tensor(image: Image.Image) -> torch.Tensor:
     """An RGB image as bytes, uint8 [3, H, W]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
@@ -176,7 +176,7 @@ def _download_weights(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(pytorch_fid.FID_WEIGHTS_URL, str(path), hash_prefix=path.stem.rpartition("-")[2])
     except (OSError, HTTPException, RuntimeError) as error:
-        by_hand = f"fetch {pytorch_fid.FID_WEIGHTS_URL} and save it as {path}"
+        by_hand = f"download {pytorch_fid.FID_WEIGHTS_URL} and save it as {path}"
         raise OSError(f"the Inception weights cannot be downloaded ({error}): {by_hand}") from error
     finally:
         socket.setdefaulttimeout(timeout)

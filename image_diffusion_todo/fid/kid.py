@@ -3,7 +3,7 @@
     MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y),    k(x, y) = (x . y / D + 1)^3
 
 (Binkowski et al., 2018, arXiv:1801.01401.) The mean over pairs of different images estimates it without bias, whereas
-FID is larger for fewer images. Like there, it is estimated from random subsets, whose spread shows how sure it is.
+FID is larger for fewer images. As in the paper, it is estimated on random subsets, whose spread shows the uncertainty.
 """
 
 from typing import NamedTuple

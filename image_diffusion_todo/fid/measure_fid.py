@@ -3,12 +3,12 @@
     python fid/measure_fid.py data/afhq/eval samples                           # ends with FID: 12.3456
     python fid/measure_fid.py data/afhq/eval samples --kid --network lab       # KID too, with the lab's network
     python fid/measure_fid.py data/afhq/eval samples --dims 768                # ends with FID-768: 0.1234
-    python fid/measure_fid.py data/afhq/eval --save_stats eval.npz             # to be given in place of GT_DIR
+    python fid/measure_fid.py data/afhq/eval --save_stats eval.npz             # a file to use in place of GT_DIR
 
 Which FID it is depends on the network. The lab's marks are on the scale of its own Inception, which is trained on AFHQ
-(`fid/afhq_inception_v3.ckpt`). Papers outside the lab use the one that pytorch-fid has, which is trained on ImageNet;
-the numbers of the two cannot be compared, and neither can those of other --dims. Compare distances of about the same
-numbers of images: fewer images give a larger FID, though not a larger KID. Smaller is better.
+(`fid/afhq_inception_v3.ckpt`). Papers outside the lab use pytorch-fid's, which is trained on ImageNet. Only compare
+distances of the same network, of the same --dims, and of about the same numbers of images: fewer images give a larger
+FID, though not a larger KID. Smaller is better.
 
 Every image in the two folders and in their subfolders counts, except hidden ones and what operating systems leave.
 """
@@ -41,7 +41,7 @@ TRAINED_ON = {
 def measure(
     real: ImageSet, generated: ImageSet, network: FeatureNetwork, batch_size: int = 50, kid: bool = False
 ) -> dict[str, Any]:
-    """What --json holds: "name" (FID, or FID-768 and so on), "distance", with `kid` "kid", and how it was measured.
+    """The result, as in --json: "name" (FID, FID-768, ...), "distance", "kid" with `kid`, and how it was measured.
 
     Raises:
         UserError: for broken images, damaged weights, or statistics that cannot be compared.
@@ -49,7 +49,7 @@ def measure(
     for images in (real, generated):
         images.check_comparable(network)
         if kid and images.statistics:
-            raise UserError(f"argument --kid: {images.path} holds statistics, where images are wanted")
+            raise UserError(f"argument --kid: {images.path} holds statistics, but KID needs the images")
     gaussian, features = real.measure(network, batch_size, cache=True)
     gen_gaussian, gen_features = generated.measure(network, batch_size)
     result = {
@@ -97,7 +97,7 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def npz_file(text: str) -> Path:
-    """An argparse type: see `cli.writable_file`."""
+    """An argparse type: a `writable_file` that ends in .npz."""
     if not text.lower().endswith(".npz"):
         raise UserError(f"{text!r} does not end in .npz")
     return writable_file(text)
@@ -124,9 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(arguments)
     if not args.gen_dir and (not args.save_stats or args.kid or args.json):
-        parser.error("the following arguments are required: GEN_DIR (--save_stats alone does without it)")
+        parser.error("the following arguments are required: GEN_DIR (only --save_stats works without it)")
     with exit_on_user_error():
-        # Both sides before the network: a mistyped second one should not cost minutes.
+        # Both before the network is loaded: a mistyped folder should not cost minutes.
         sides = [open_image_set(path) for path in (args.gt_dir, args.gen_dir) if path]
         if args.network == "auto":
             args.network = next((images.network for images in sides if images.network), "auto")

@@ -1,4 +1,4 @@
-"""Run a student's code in a process of its own, which is started anew where it hangs or ends."""
+"""Run a student's code in a process of its own, which is restarted when it hangs or dies."""
 
 import asyncio
 import json

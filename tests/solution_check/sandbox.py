@@ -1,4 +1,4 @@
-"""Where a student's code runs: bare imports from its folder, random draws that are known, no need of a GPU."""
+"""Where a student's code runs: bare imports from its folder, known random draws, no GPU needed."""
 
 import importlib
 import importlib.machinery
@@ -112,7 +112,7 @@ MOVES = {torch.Tensor.to, torch.Tensor.type_as, torch.Tensor.type, torch.Tensor.
 
 
 class Draws(TorchFunctionMode):
-    """Decides random draws, and answers requests for a GPU on the CPU, within a `with` block.
+    """Replaces random draws by known values, and GPUs by the CPU, within a `with` block.
 
     It also watches Gaussian noise that is drawn on the CPU whatever the data's device is: `clashed` tells whether such
     noise met other tensors before it was moved, which fails on a GPU.

@@ -1,4 +1,4 @@
-"""The programs of benchmarks/ measure what they say."""
+"""The programs of benchmarks/ measure what they claim."""
 
 import json
 import subprocess

@@ -222,10 +222,10 @@ def test_the_program_draws_and_makes_eval(program, tmp_path):
         (["--val_share", "1"], "--val_share: '1'"),
         (["--data_root", "file"], "file is a file"),
         (["--data_root", "some where/afhq"], "some where/afhq.zip"),
-        (["--data_root", "pets", "--synthetic", "2"], "pets already holds other things (train, val)"),
+        (["--data_root", "pets", "--synthetic", "2"], "pets already holds other files (train, val)"),
         (["--data_root", "pets"], "broken.png"),
         (["--data_root", "pets/train"], "--val_share"),
-        (["--data_root", "pets/train/cat"], "cat already holds other things (a.png)"),
+        (["--data_root", "pets/train/cat"], "cat already holds other files (a.png)"),
     ],
 )
 def test_what_the_user_can_fix_is_one_line_and_code_2(program, arguments, words, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture
 def demo(load_report, tmp_path, monkeypatch):
     program = load_report("demo")
-    for name in ("ROOT", "ROLL", "FACES"):
+    for name in ("ROOT", "TASK1", "TASK2"):
         monkeypatch.setattr(program, name, tmp_path)
     monkeypatch.setattr(program, "DEMO", tmp_path / "results/demo")
     monkeypatch.setattr(program.sys, "argv", ["demo.py"])

@@ -119,7 +119,7 @@ def test_a_downloaded_archive_that_was_not_unpacked_is_not_downloaded_again(serv
 
 def test_an_archive_of_the_user_is_used_and_stays(server, root):
     by_hand = root.with_name("afhq.zip")
-    for content, words in [(b"hello", r"afhq\.zip.* no zip"), (archive(more=[("train/cat/x.png", "")]), "7 images")]:
+    for content, words in [(b"hello", r"afhq\.zip.* not a zip"), (archive(more=[("train/cat/x.png", "")]), "7 images")]:
         by_hand.write_bytes(content)
         with pytest.raises(ValueError, match=words):
             download_afhq(root, server.url, COUNTS)
@@ -153,7 +153,7 @@ def test_archives_that_are_damaged_or_another_are_refused(server, root, monkeypa
     with pytest.raises(ValueError, match=words) as refusal:
         download_afhq(root, server.url, counts)
     message = str(refusal.value)
-    assert server.url in message and f"put it at {root}.zip" in message and "\n" not in message
+    assert server.url in message and f"save it as {root}.zip" in message and "\n" not in message
     assert names_beside(root) == []
 
 

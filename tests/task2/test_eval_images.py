@@ -1,4 +1,4 @@
-"""The evaluation images: which, of which pixels, and that nobody's files are lost or measured by mistake."""
+"""The evaluation images: their files and pixels; no other files are lost or measured by mistake."""
 
 import json
 import resource

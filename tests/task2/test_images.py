@@ -1,4 +1,4 @@
-"""Listing, reading and resizing image files of every kind, and refusing what is none."""
+"""Listing, reading and resizing image files of every kind, and refusing files that are not images."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""Checkpoints of the lab's skeleton, written here by classes of that shape that are gone when they are read."""
+"""Checkpoints of the lab's skeleton, written by classes of the same names that no longer exist when they are read."""
 
 import sys
 import types

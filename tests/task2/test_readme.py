@@ -1,4 +1,4 @@
-"""What the READMEs tell to type can be typed, from top to bottom, and what they show is there."""
+"""The commands of the READMEs run as they stand, from top to bottom, and the files that they show exist."""
 
 import re
 import shlex

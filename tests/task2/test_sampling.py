@@ -1,4 +1,4 @@
-"""sampling.py: which images it makes, completes or refuses, and what it says of wrong flags."""
+"""sampling.py: which images it makes, completes or refuses, and its messages about wrong flags."""
 
 import re
 import shutil

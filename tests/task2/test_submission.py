@@ -15,19 +15,19 @@ import torch
 
 from oracles import refused
 
-ROLL, FACES, ID = "2d_plot_diffusion_todo", "image_diffusion_todo", "412551014"
+TASK1, TASK2, ID = "2d_plot_diffusion_todo", "image_diffusion_todo", "412551014"
 ZIP, PROGRAM = f"{ID}_lab1.zip", "../report/submission.py"
 PDF = b"%PDF-1.7\nsome pages\n%%EOF\n"
 TOUCH = "import pathlib\npath = pathlib.Path('{}')\npath.parent.mkdir(parents=True)\npath.touch()\n"
 CHECKPOINT = "results/predictor_noise/beta_linear/now/last.ckpt"
 SOURCES = {  # the programs, in the order in which submission.py runs them
-    f"{ROLL}/ddpm_tutorial.py": TOUCH.format("results/swiss_roll_samples.png"),
-    f"{FACES}/dataset.py": TOUCH.format("data/tiny/eval/cat_cat_00000.png"),
-    f"{FACES}/train.py": f"import scheduler\n{TOUCH.format(CHECKPOINT)}",
-    f"{FACES}/sampling.py": f"import sys\nsys.argv[2].index('{CHECKPOINT}')\n{TOUCH.format('samples/1.png')}",
-    f"{FACES}/fid/measure_fid.py": "",
+    f"{TASK1}/ddpm_tutorial.py": TOUCH.format("results/swiss_roll_samples.png"),
+    f"{TASK2}/dataset.py": TOUCH.format("data/tiny/eval/cat_cat_00000.png"),
+    f"{TASK2}/train.py": f"import scheduler\n{TOUCH.format(CHECKPOINT)}",
+    f"{TASK2}/sampling.py": f"import sys\nsys.argv[2].index('{CHECKPOINT}')\n{TOUCH.format('samples/1.png')}",
+    f"{TASK2}/fid/measure_fid.py": "",
 }
-MODULES = {ROLL: "dataset chamferdist network ddpm", FACES: "scheduler model module network"}
+MODULES = {TASK1: "dataset chamferdist network ddpm", TASK2: "scheduler model module network"}
 HANDED_IN = {f"{folder}/{name}.py": b"" for folder, names in MODULES.items() for name in names.split()}
 HANDED_IN |= {name: text.encode() for name, text in SOURCES.items()} | {"report.pdf": PDF}
 
@@ -84,20 +84,20 @@ def test_the_zip_holds_the_sources_of_both_folders_and_the_report(program, reque
     report, root = put(tmp_path, "mine.pdf", PDF), request.config.rootpath
     run = program(PROGRAM, "--id", ID, "--report", report, "--out_dir", tmp_path / "new", "--smoke", "off")
     assert run.returncode == 0, run.stderr
-    sources = [path.relative_to(root) for folder in (ROLL, FACES) for path in (root / folder).rglob("*.py")]
+    sources = [path.relative_to(root) for folder in (TASK1, TASK2) for path in (root / folder).rglob("*.py")]
     sources = {path.as_posix(): (root / path).read_bytes() for path in sources if "/." not in path.as_posix()}
     assert files_of(tmp_path / "new" / ZIP) == sources | {"report.pdf": PDF}
 
 
 def test_what_programs_systems_and_the_lab_put_there_is_left_out_and_only_that(make, tree):
-    ours = [f"{ROLL}/notes.md", f"{FACES}/deeper/data/table.json", f"{FACES}/data.py", f"{FACES}/LICENSE"]
+    ours = [f"{TASK1}/notes.md", f"{TASK2}/deeper/data/table.json", f"{TASK2}/data.py", f"{TASK2}/LICENSE"]
     theirs = ["data/afhq/train/cat/1.jpg", "results/run/last.ckpt", "samples/0.png", "venv/bin/python", ".hidden.py"]
     theirs += ["fid/__pycache__/x.pyc", ".ipynb_checkpoints/x.py", "network.py~", "Thumbs.db", "@eaDir/x.py/SYNO@.txt"]
     theirs += ["model.py:Zone.Identifier", "fid/afhq_inception_v3.ckpt", "tests/expected_outputs.pt"]
-    for name in [*(f"{folder}/{name}" for name in theirs for folder in (ROLL, FACES)), *ours]:
+    for name in [*(f"{folder}/{name}" for name in theirs for folder in (TASK1, TASK2)), *ours]:
         put(tree, name, b"ours = 1" if name in ours else b"\0")
-    (tree / FACES / "results").rename(tree / "on another disk")
-    (tree / FACES / "results").symlink_to(tree / "on another disk")
+    (tree / TASK2 / "results").rename(tree / "on another disk")
+    (tree / TASK2 / "results").symlink_to(tree / "on another disk")
     run = make()
     assert run.returncode == 0, run.stderr
     assert set(files_of(tree / ZIP)) == {*HANDED_IN, *ours}
@@ -109,19 +109,19 @@ def test_weights_under_any_name_are_refused_and_not_dropped(make, check, tree):
     planted |= {"model.safetensors": bytes(8) + b"{}", "weights": b"1 2 3", "helper.py": bytes(100), "a:b.py": b""}
     planted |= {"notes.md": pickle.dumps([0.0] * 100), "windows.txt": "of Notepad".encode("utf-16")}
     planted |= {"long.json": b"1" * (2**20 + 1)}
-    planted = {f"{folder}/{name}": content for name, content in planted.items() for folder in (ROLL, FACES)}
+    planted = {f"{folder}/{name}": content for name, content in planted.items() for folder in (TASK1, TASK2)}
     for name, content in planted.items():
         put(tree, name, content)
-    (tree / ROLL / "ddpm.py").unlink()
-    assert faulty(make()) == sorted([*planted, f"{ROLL}/ddpm.py"]) and not list(tree.glob("*.zip"))
+    (tree / TASK1 / "ddpm.py").unlink()
+    assert faulty(make()) == sorted([*planted, f"{TASK1}/ddpm.py"]) and not list(tree.glob("*.zip"))
     assert faulty(check(*planted.items())) == sorted(planted)
 
 
 def test_links_and_pipes_are_refused(make, check, tree):
-    (tree / FACES / "linked.py").symlink_to(put(tree, "../secret.py", b"1"))
-    os.mkfifo(tree / FACES / "pipe.py")  # reading it would wait for ever
-    assert faulty(make()) == [f"{FACES}/linked.py", f"{FACES}/pipe.py"]
-    link = zipfile.ZipInfo(f"{FACES}/linked.py")
+    (tree / TASK2 / "linked.py").symlink_to(put(tree, "../secret.py", b"1"))
+    os.mkfifo(tree / TASK2 / "pipe.py")  # reading it would wait for ever
+    assert faulty(make()) == [f"{TASK2}/linked.py", f"{TASK2}/pipe.py"]
+    link = zipfile.ZipInfo(f"{TASK2}/linked.py")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     assert refused(check((link, b"/etc/passwd")), "linked.py")
 
@@ -159,20 +159,20 @@ def test_the_same_sources_give_the_same_bytes(make, tree):
 
 def test_a_zip_made_by_hand_may_be_compressed_and_keep_the_banners_of_the_skeleton(check):
     code = b'"""\n(TODO) Build a network.\n"""\n######## TODO ########\n# DO NOT change this.\nx = 1  # \b\n#######\n'
-    run = check((f"{FACES}/", b""), (f"{ROLL}/über uns.md", b"\xef\xbb\xbfnotes\r\n"), (f"{FACES}/a.py", code))
+    run = check((f"{TASK2}/", b""), (f"{TASK1}/über uns.md", b"\xef\xbb\xbfnotes\r\n"), (f"{TASK2}/a.py", code))
     assert run.returncode == 0, run.stderr
 
 
 def test_all_that_is_wrong_with_a_zip_is_named(check):
-    places = ["/evil.py", "C:/evil.py", "../evil.py", f"{FACES}/../../evil.py", f"{FACES}//evil.py", "notes.txt"]
-    places += [f"{FACES}\\evil.py", "report.pdf/notes.pdf"]
-    made = [f"{FACES}/{name}" for name in ("data", "Samples", ".git", "fid/__pycache__", "fid/afhq_inception_v3.ckpt")]
-    run = check(*((name, b"") for name in [*places, *made]), (f"{FACES}/.git/config", b""), ("__MACOSX/._x", b""))
+    places = ["/evil.py", "C:/evil.py", "../evil.py", f"{TASK2}/../../evil.py", f"{TASK2}//evil.py", "notes.txt"]
+    places += [f"{TASK2}\\evil.py", "report.pdf/notes.pdf"]
+    made = [f"{TASK2}/{name}" for name in ("data", "Samples", ".git", "fid/__pycache__", "fid/afhq_inception_v3.ckpt")]
+    run = check(*((name, b"") for name in [*places, *made]), (f"{TASK2}/.git/config", b""), ("__MACOSX/._x", b""))
     assert faulty(run) == sorted([*places, *made, "__MACOSX"])
     assert faulty(check(without=HANDED_IN)) == sorted(HANDED_IN)
     around = ((f"{ID}_lab1/{name}", content) for name, content in HANDED_IN.items())
     assert faulty(check(*around, without=HANDED_IN)) == [f"{ID}_lab1"]
-    assert faulty(check(*[(f"{FACES}/x/{i}.txt", b"") for i in range(300)])) == [f"{FACES}/x"]
+    assert faulty(check(*[(f"{TASK2}/x/{i}.txt", b"") for i in range(300)])) == [f"{TASK2}/x"]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_all_that_is_wrong_with_a_zip_is_named(check):
     ],
 )
 def test_unfinished_broken_and_huge_files_are_refused(check, content, named):
-    assert refused(check((f"{FACES}/a.py", content)), named)
+    assert refused(check((f"{TASK2}/a.py", content)), named)
 
 
 def test_damaged_zips_are_refused(check):
@@ -193,9 +193,9 @@ def test_damaged_zips_are_refused(check):
         at = content.rindex(b"PK\1\2")  # of the last member, in the list at the end
         return content[:at] + content[at:].replace((5_000_000).to_bytes(4, "little"), (100).to_bytes(4, "little"), 1)
 
-    mark = (zipfile.ZipInfo(f"{FACES}/a.py"), b"a_mark = 1")  # not compressed
-    assert refused(check(mark, change=lambda content: content.replace(b"a_mark", b"a_mask")), f"{FACES}/a.py ")
-    assert refused(check((f"{FACES}/b.txt", b"0" * 5_000_000), change=claims_to_be_small), f"{FACES}/b.txt ")
+    mark = (zipfile.ZipInfo(f"{TASK2}/a.py"), b"a_mark = 1")  # not compressed
+    assert refused(check(mark, change=lambda content: content.replace(b"a_mark", b"a_mask")), f"{TASK2}/a.py ")
+    assert refused(check((f"{TASK2}/b.txt", b"0" * 5_000_000), change=claims_to_be_small), f"{TASK2}/b.txt ")
     assert refused(check(change=lambda content: content[:-30]), ZIP)
 
 
@@ -224,21 +224,21 @@ def test_the_programs_of_a_new_zip_run_where_it_is_unpacked_and_those_of_a_check
     ],
 )
 def test_a_zip_whose_programs_fail_replaces_nothing(make, tree, monkeypatch, tmp_path, source, named):
-    put(tree, f"{FACES}/data/helper.py")
+    put(tree, f"{TASK2}/data/helper.py")
     put(tree, "modules/only_in_the_project.py")
     put(tmp_path, "libraries/of_the_system.py")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tree / "modules"), str(tmp_path / "libraries")]))
     old = put(tree, ZIP, b"the old one")
-    put(tree, f"{FACES}/sampling.py", source.encode())
+    put(tree, f"{TASK2}/sampling.py", source.encode())
     run = make(smoke="on")
-    assert refused(run, named) and f"{FACES}/sampling.py" in run.stderr
+    assert refused(run, named) and f"{TASK2}/sampling.py" in run.stderr
     assert old.read_bytes() == b"the old one" and len(list(tree.iterdir())) == 5
 
 
 def test_a_program_that_does_not_end_is_named(load_report, monkeypatch, tree):
     submission = load_report("submission")
     monkeypatch.setattr(submission, "SMOKE_SECONDS", 0.5)
-    content = submission.zipped({f"{ROLL}/ddpm_tutorial.py": b"import time; time.sleep(100)"})
+    content = submission.zipped({f"{TASK1}/ddpm_tutorial.py": b"import time; time.sleep(100)"})
     with pytest.raises(submission.UserError, match=r"ddpm_tutorial\.py"):
         submission.run_programs(content, tree)
 
@@ -246,7 +246,7 @@ def test_a_program_that_does_not_end_is_named(load_report, monkeypatch, tree):
 def test_the_smoke_commands_suit_the_programs_of_task_2(load_report, program, tmp_path):
     """In this process, which spares the imports; the slow test has processes of its own."""
     for folder, command, result in load_report("submission").SMOKE:
-        if folder == FACES:
+        if folder == TASK2:
             name, *arguments = command.split()
             run = program(name, *[next(tmp_path.glob(each)) if "*" in each else each for each in arguments])
             assert run.returncode == 0, run.stderr

@@ -73,6 +73,6 @@ def test_a_read_only_place_is_left_alone(tmp_path):
 def test_nothing_is_replaced(tmp_path, mine):
     write_image(tmp_path / "afhq" / mine)
     before = content(tmp_path)
-    with pytest.raises(ValueError, match="afhq already holds other things"):
+    with pytest.raises(ValueError, match="afhq already holds other files"):
         write_synthetic_set(tmp_path / "afhq", 2)
     assert content(tmp_path) == before
