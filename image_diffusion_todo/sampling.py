@@ -27,6 +27,7 @@ from distributed import Distributed
 from image_grid import image_grid, trajectory_frames, trajectory_image
 from lab_checkpoint import read_lab_checkpoint
 from model import DiffusionModule
+from prediction import should_clip_x0
 from progress import tqdm
 from sample_folder import SampleFolder
 from samplers import METHODS, ImageNoise, sampling_timesteps
@@ -57,8 +58,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     steps = "network evaluations (default: 50 for ddim, 20 for dpm; ddpm takes all T)"
     add("--num_inference_steps", type=int_range(1), metavar="N", help=steps)
     add("--eta", type=float_range(0, 1), default=0.0, help="share of fresh noise in ddim, 0: none, 1: as ddpm")
-    clip = "clamp each predicted x_0 to [-1, 1], as DDPM's own code does; the lab's plain chain does not"
-    add("--clip_x0", action=argparse.BooleanOptionalAction, default=True, help=clip)
+    clip = "clamp each predicted x_0 to [-1, 1], as DDPM's own code does and the lab does not (default: not with a "
+    clip += "direct mean)"
+    add("--clip_x0", action=argparse.BooleanOptionalAction, help=clip)
     add = parser.add_argument_group("checked against the checkpoint").add_argument
     add("--mode", choices=MODES, help="schedule")
     add("--beta_1", type=float_range(1e-9, 0.999), metavar="B", help="its first beta")
@@ -124,6 +126,8 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
     skips_steps = len(timesteps) < ddpm.var_scheduler.num_train_timesteps
     if distributed.is_rank_zero and skips_steps and (ddpm.predictor, ddpm.parametrization) == ("mean", "direct"):
         note("direct mean prediction is inaccurate when steps are skipped; --sample_method ddpm skips none")
+    if args.clip_x0 is None:
+        args.clip_x0 = should_clip_x0(ddpm.predictor, ddpm.parametrization)
     labels = class_labels(args, ddpm) if args.use_cfg else {}
     settings = {
         "model": model_hash(ddpm),

@@ -23,7 +23,7 @@ from data_folder import check_has_data, check_writable, is_synthetic
 from dataset import AFHQDataModule
 from distributed import Distributed
 from network import LIMITS, PATCH_SIZES
-from prediction import LOSS_WEIGHTS, PARAMETRIZATIONS
+from prediction import LOSS_WEIGHTS, PARAMETRIZATIONS, should_clip_x0
 from progress import tqdm
 from run_folder import new_run_folder, read_config, save_config
 from scheduler import MODES, PREDICTORS, DDPMScheduler
@@ -59,8 +59,8 @@ def build_parser(prog: str | None = None) -> ArgumentParser:
     p = float_range(0, 1)
     add("--cfg_dropout", default=0.1, type=p, metavar="P", help="share of labels dropped, with --use_cfg")
     add("--sample_method", default="ddpm", choices=["ddpm"], help="sampler of the samples during training")
-    help = "clamp each predicted x_0 of the samples during training to [-1, 1]"
-    add("--clip_x0", default=True, action=argparse.BooleanOptionalAction, help=help)
+    help = "clamp each predicted x_0 of the samples during training to [-1, 1] (default: not with a direct mean)"
+    add("--clip_x0", action=argparse.BooleanOptionalAction, help=help)
 
     add = parser.add_argument_group("network").add_argument
     help = "side of the patches that are folded into channels: the network works at 1/P of the image size"
@@ -133,6 +133,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"argument --resume: the run was started with other settings: {values}")
     if args.beta_1 > args.beta_T:
         parser.error(f"argument --beta_1: {args.beta_1} is larger than --beta_T, {args.beta_T}")
+    if args.clip_x0 is None:
+        args.clip_x0 = should_clip_x0(args.predictor, args.parametrization)
     return args
 
 
@@ -149,8 +151,8 @@ def read_settings(run: Path) -> dict[str, object]:
         if isinstance(value, list):
             flags += [f"--{name}", *map(str, value)]
         elif isinstance(value, bool):
-            flags += [f"--{name}"] if value else [f"--no-{name}"] if default else []
-        elif name != "resume":
+            flags += [f"--{name}"] if value else [f"--no-{name}"] if default is not False else []
+        elif (value, default) != (None, None):  # --resume, and --clip_x0 in older runs
             flags.append(f"--{name}={value}")
     return vars(parser.parse_args(flags))
 

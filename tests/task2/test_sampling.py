@@ -1,5 +1,6 @@
 """sampling.py: which images it makes, completes or refuses, and its messages about wrong flags."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from model import DiffusionModule
 from network import UNet
 from oracles import awake, refused
 from processes import Program
+from sample_folder import SETTINGS_KEY
 from scheduler import DDPMScheduler
 
 SAMPLERS = {
@@ -46,6 +48,16 @@ def model(tmp_path_factory):
 def sample(program, model):
     """Run sampling.py with that checkpoint into a folder."""
     return lambda folder, *flags: program("sampling.py", "--ckpt_path", model, "--save_dir", folder, *flags)
+
+
+@pytest.mark.parametrize(("parametrization", "clips"), [("direct", None), ("preconditioned", True)])
+def test_a_direct_mean_is_not_clipped_by_default(program, parametrization, clips, tmp_path):
+    network, scheduler = awake(UNet(**SMALL_UNET)), DDPMScheduler(12, 1e-4, 0.3)
+    DiffusionModule(network, scheduler, "mean", parametrization=parametrization).save(tmp_path / "mean.ckpt")
+    run = program("sampling.py", "--ckpt_path", "mean.ckpt", "--save_dir", "s", "--num_samples", 1)
+    assert run.returncode == 0, run.stderr
+    with Image.open(tmp_path / "s/0.png") as image:
+        assert json.loads(image.info[SETTINGS_KEY])["clip_x0"] is clips
 
 
 def images_in(folder):

@@ -16,7 +16,7 @@ from checkpoint import read_checkpoint
 from conftest import SMALL_FLAGS
 from dataset import tensor_to_pil_image
 from oracles import awake, only_run
-from run_folder import new_run_folder, write_stats
+from run_folder import new_run_folder, save_config, write_stats
 from samplers import ImageNoise
 from stopping import StopSignals
 from trainer import build_model
@@ -309,6 +309,26 @@ def test_crop_and_clip_x0_reach_data_and_samples(program, faces, tmp_path):
         assert program("train.py", "--resume", only_run(tmp_path)).returncode == 0
         (tmp_path / "results").rename(tmp_path / str(len(ends)))
     assert all(one != other for one, other in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("flags", "clips"),
+    [
+        ("--predictor noise", True),
+        ("--predictor mean --parametrization preconditioned", True),
+        ("--predictor mean", False),
+        ("--predictor mean --clip_x0", True),
+        ("--predictor x0 --no-clip_x0", False),
+    ],
+)
+def test_x0_is_clipped_but_for_a_direct_mean_unless_a_flag_says_otherwise(flags, clips, tmp_path):
+    args = train.parse_arguments(flags.split())
+    assert args.clip_x0 is clips
+    save_config(vars(args) | {"classes": ["cat"]}, [], tmp_path)
+    assert train.parse_arguments(["--resume", str(tmp_path)]).clip_x0 is clips
+    without = {name: value for name, value in vars(args).items() if name != "clip_x0"}  # as older versions wrote it
+    save_config(without, [], tmp_path)
+    assert train.parse_arguments(["--resume", str(tmp_path)]).clip_x0 is ("mean" not in flags or "precond" in flags)
 
 
 def test_two_runs_of_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
