@@ -30,11 +30,11 @@ submission: $(VENV)/.installed-dev  ## make the zip to hand in: make submission 
 	$(MAKE) report
 	$(PY) report/submission.py --id "$(ID)"
 
-test: $(VENV)/.installed-dev  ## run the tests
-	$(PY) -m pytest
+test: $(VENV)/.installed-dev  ## run the tests, on up to four cores
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-all: $(VENV)/.installed-dev  ## run all tests, including the slow ones
-	$(PY) -m pytest -m ''
+	$(PY) -m pytest -m '' -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev  ## check style and formatting
 	$(PY) -m ruff check .
