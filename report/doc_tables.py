@@ -7,13 +7,14 @@ A table stands between `<!-- table NAME -->` and `<!-- end -->`, where NAME is a
 
 import json
 import re
+from collections.abc import Iterable
 from itertools import groupby
-from statistics import mean, mode
+from math import isnan
+from statistics import mean
 
 import build
 from cli import ArgumentParser, UserError, exit_on_user_error
 from common import REPORT, ROOT, read_table, write
-from scheduler import MODES, PREDICTORS
 
 DOCUMENTS = [ROOT / name for name in ("README.md", "report/README.md", "benchmarks/README.md")]
 # The figures and tables of report.typ that each program makes.
@@ -21,12 +22,13 @@ MADE_BY = {
     "../2d_plot_diffusion_todo/ddpm_tutorial.py": "q-sample roll",
     "swiss_roll_floor.py": "floor",
     "swiss_roll_choices.py": "ablation",
-    "figures.py": "schedules trajectories trajectories-preconditioned samples losses samples-preconditioned settings "
-    "best-samples",
+    "figures.py": "schedules trajectories mean-colour samples losses settings best-samples",
     "study.py": "study",
     "explain_predictors.py": "why errors",
-    "sampling_steps.py": "steps",
+    "sampling_steps.py": "steps samplers",
+    "neighbours.py": "neighbours",
 }
+LAB_RUNS = [("linear", "noise"), ("linear", "x0"), ("linear", "mean"), ("quad", "noise"), ("cosine", "noise")]
 Rows = list[list[str]]
 
 
@@ -40,26 +42,29 @@ def load(name: str) -> dict | list:
     return json.loads((REPORT / f"tables/{name}.json").read_text(encoding="utf-8"))
 
 
-def study(form: str, sampler: str, schedule: str, *predictors: str) -> float | None:
-    """The mean FID-768 of the study's runs of such settings, with its usual number of steps in bf16."""
-    rows = [row for row in read("study") if row["precision"] == "bf16"]
-    wanted = (form, sampler, schedule, mode(row["steps"] for row in rows))
-    rows = [row for row in rows if (row["parametrization"], row["sampler"], row["mode"], row["steps"]) == wanted]
-    values = [float(row["fid768"]) for row in rows if row["predictor"] in predictors]
-    return mean(values) if values else None
+def study() -> list[list[float | None]]:
+    """FID-768 of each of the lab's runs as in the lab, clipped, and preconditioned; NaN where samples diverged."""
+    table = read("study")
+    names = "mode", "predictor", "parametrization", "clip_x0", "sampling", "images"
+    found = {tuple(row[name] for name in names): float(row["fid768"]) for row in table}
+    forms = [("direct", "False"), ("direct", "True"), ("preconditioned", "True")]
+    sampling = table[0]["sampling"], table[0]["images"]
+    return [[found.get((*run, *form, *sampling)) for form in forms] for run in LAB_RUNS]
+
+
+def extremes(values: Iterable[float | None]) -> str:
+    """The smallest and the largest of the numbers."""
+    numbers = [value for value in values if value is not None and not isnan(value)]
+    return f"{min(numbers):.2f} to {max(numbers):.2f}"
 
 
 def results() -> Rows:
     """The results in short, with their limits."""
     seeds = [float(row["chamfer"]) for row in read("swiss_roll_seeds")]
     best = {row["key"]: row["value"] for row in read("best")}
-    samplers = read("cats_cpu_sampling")
-    real, noise = (float(row["distance"]) for row in samplers[:2])
-    choices = sum(row["steps"] != "0" and row["images"] == best["samples"] for row in samplers)
-    cats64 = {row["sample_method"]: float(row["distance"]) for row in read("cats64_sampling")}
-    baseline = [study("direct", "ddpm", schedule, name) for schedule in MODES for name in PREDICTORS]
-    other = [study("preconditioned", "ddpm", schedule, *PREDICTORS) for schedule in MODES]
-    small, lab = (1 / load(name)["results"][0]["table"][-1]["times_plain"] for name in ("speed_cpu", "speed_cpu_full"))
+    real, noise = (float(row["distance"]) for row in read("cats64_sampling")[:2])
+    lab, clipped, preconditioned = map(extremes, zip(*study(), strict=True))
+    small, full = (1 / load(name)["results"][0]["table"][-1]["times_plain"] for name in ("speed_cpu", "speed_cpu_full"))
     return [
         ["measurement", "result", "for comparison", "limits"],
         [
@@ -69,27 +74,21 @@ def results() -> Rows:
             f"{len(seeds)} seeds, the lab's hyper-parameters",
         ],
         [
-            f"Cats at 32x32, {best['name']}",
+            f"Cats at 64x64, {best['name']}",
             f"{float(best['distance']):.2f}",
             f"{real:.2f} for real cats, {noise:.2f} for noise",
-            f"{best['samples']} samples, the best of {choices} choices of sampler and steps; "
-            f"{int(best['weights']):,} weights, cats only, CPU",
+            f"{best['samples']} samples, {best['num_inference_steps']} {best['sample_method'].upper()} steps; "
+            f"{int(best['steps']):,} training steps, {int(best['weights']):,} weights, cats only, CPU",
         ],
         [
-            "Cats at 64x64, FID-768",
-            f"{cats64['ddim']:.2f}",
-            f"{cats64['real images']:.2f} for real cats, {cats64['plain noise']:.2f} for noise",
-            "500 samples, 20 DDIM steps; 6,139,340 weights, cats only, CPU",
-        ],
-        [
-            "3 schedules x 3 predictors, FID-768",
-            f"{min(other):.2f} to {max(other):.2f} preconditioned",
-            f"{min(baseline):.2f} to {max(baseline):.2f} as the lab trains them",
-            "2000 steps, 32x32, CPU; one seed or two, x_0 not clipped, preconditioned: noise only",
+            "The lab's five runs in small, FID-768",
+            f"{preconditioned} preconditioned (linear, cosine)",
+            f"{lab} as in the lab, where the mean diverges; {clipped} clipped",
+            f"64x64, {int(read('study')[0]['steps']):,} steps, one seed, CPU",
         ],
         [
             "Time of a training step",
-            f"{small:.2f} (small network), {lab:.2f} (the lab's)",
+            f"{small:.2f} (small network), {full:.2f} (the lab's)",
             "1 for a plain loop",
             "two CPU cores, bfloat16; no GPU measured",
         ],
@@ -107,29 +106,22 @@ def ablation() -> Rows:
 
 
 def predictors() -> Rows:
-    """FID-768 by schedule and predictor, with all T steps / with 20 of DPM-Solver++."""
-    rows = [["schedule", *PREDICTORS, "preconditioned, min-SNR: noise / all three"]]
-    for schedule in MODES:
-        row = [schedule]
-        for form, names in [*(("direct", (name,)) for name in PREDICTORS), ("preconditioned", PREDICTORS)]:
-            values = [study(form, sampler, schedule, *names) for sampler in ("ddpm", "dpm")]
-            row.append(" / ".join("–" if value is None else f"{value:.2f}" for value in values))
-        rows.append(row)
+    """FID-768 of the lab's five runs, as in the lab, clipped, and preconditioned."""
+    rows = [["schedule", "predictor", "baseline", "baseline, clipped", "preconditioned, min-SNR, clipped"]]
+    for run, values in zip(LAB_RUNS, study(), strict=True):
+        cells = ["–" if value is None else "diverges" if isnan(value) else f"{value:.2f}" for value in values]
+        rows.append([*run, *cells])
     return rows
 
 
-def samplers(name: str = "cats_cpu_sampling") -> Rows:
-    """FID-768, and KID where it was measured, by sampler and number of network evaluations."""
-    table = read(name)
-    kid = ["kid"] * any(row["kid"] for row in table)
-    rows = [[row["sample_method"], row["steps"], row["images"], f"{float(row['distance']):.2f}"] for row in table]
-    rows = [[*cells, *(row[name] for name in kid)] for cells, row in zip(rows, table, strict=True)]
-    return [["images", "NFE", "number", "FID-768", *map(str.upper, kid)], *rows]
-
-
-def samplers64() -> Rows:
-    """The same for the model that comes with the project."""
-    return samplers("cats64_sampling")
+def samplers() -> Rows:
+    """FID-768 and KID by sampler and number of network evaluations."""
+    rows = [["images", "NFE", "number", "x_0 clipped", "FID-768", "KID"]]
+    for row in read("cats64_sampling"):
+        clipped = {"True": "yes", "False": "no", "": ""}[row["clip_x0"]]
+        cells = row["sample_method"], row["steps"], row["images"], clipped, f"{float(row['distance']):.3f}", row["kid"]
+        rows.append([*cells])
+    return rows
 
 
 def pages() -> Rows:

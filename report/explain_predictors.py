@@ -3,9 +3,8 @@
     python report/explain_predictors.py
     python report/explain_predictors.py --ckpt_path RUN/last.ckpt OTHER/last.ckpt --data_root DIR
 
-figures/predictors.png shows `residual` and `weight_on_x0` for each schedule, and tables/error_growth.csv what a
-constant error of the predicted noise does to x_0 in an unclipped chain. With checkpoints, it also plots the errors of
-the implied x_0 and of the implied noise, which are comparable between predictors: root mean squares over validation
+figures/predictors.png shows `residual` and `weight_on_x0` for each schedule. With checkpoints, it also plots the errors
+of the implied x_0 and of the implied noise, which are comparable between predictors: root mean squares over validation
 images, at 40 timesteps. They go to tables/predictor_errors.csv as well.
 """
 
@@ -28,7 +27,6 @@ from scheduler import MODES, PREDICTORS, DDPMScheduler
 
 STYLES = {"noise": "-", "x0": "--", "mean": ":"}
 COLUMNS = ("model", "t", "error_of_x0", "error_of_noise")
-STD = 0.5  # of the pixels of the cats, roughly
 
 
 def residual(scheduler: DDPMScheduler, predictor: str) -> np.ndarray:
@@ -48,33 +46,6 @@ def weight_on_x0(scheduler: DDPMScheduler, predictor: str) -> np.ndarray:
     alpha_bar = scheduler.alphas_cumprod.double()
     weight = (alpha_bar / (1 - alpha_bar)) / loss_weights("snr", predictor, scheduler).double()
     return (weight / weight.max()).numpy()
-
-
-def error_growth(scheduler: DDPMScheduler, std: float | None, first_only: bool) -> float:
-    """How far an error of 1 in the predicted noise shifts the x_0 at the end of the chain of eq. 11.
-
-    But for the error, the network is exact for Gaussian data of deviation `std`; None: its prediction ignores shifts of
-    x_t altogether. The error is made in each step or, with `first_only`, at t = T - 1.
-    """
-    T, alpha_bars, shift = scheduler.num_train_timesteps, scheduler.alpha_bars, 0.0
-    for t in reversed(range(T)):
-        alpha_bar, alpha = alpha_bars[t], alpha_bars[t] / alpha_bars[t - 1]
-        noise = (1 - alpha_bar) ** 0.5
-        predicted = noise / (alpha_bar * std**2 + 1 - alpha_bar) * shift if std else 0.0  # E[eps | x_t = shift]
-        error = 1.0 if t == T - 1 or not first_only else 0.0
-        shift = (shift - (1 - alpha) / noise * (predicted - error)) / alpha**0.5
-    return shift
-
-
-def growth_rows() -> list[dict[str, object]]:
-    """The table of `error_growth` for T = 100 and the betas of the study."""
-    rows = []
-    for mode in MODES:
-        scheduler = DDPMScheduler(100, 1e-3, 0.2, mode)
-        for network, std in (("exact", STD), ("ignores shifts", None)):
-            first, each = (f"{error_growth(scheduler, std, first_only):.4g}" for first_only in (True, False))
-            rows.append(dict(mode=mode, network=network, std=std or "", first_step=first, each_step=each))
-    return rows
 
 
 def draw_schedules(T: int) -> plt.Figure:
@@ -139,7 +110,6 @@ def main() -> None:
         if args.ckpt_path:
             check_has_data(args.data_root)
         common.write(args.out / "figures/predictors.png", draw_schedules(1000))
-        common.write(args.out / "tables/error_growth.csv", growth_rows())
         rows = []
         for path in args.ckpt_path:
             ddpm = common.load_model(path)

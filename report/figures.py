@@ -105,9 +105,10 @@ class Chains(NamedTuple):
 
 @cache
 def reverse_chains(checkpoint: Path, clip_x0: bool, device: torch.device) -> Chains:
-    """Run all T steps of DDPM."""
+    """Run all T steps of DDPM, in the precision in which sampling.py would."""
     ddpm = common.load_model(checkpoint)
-    speed.place_network(ddpm, device)
+    ddpm.precision = speed.select_precision("auto", device)
+    speed.place_network(ddpm, device, ddpm.precision)
     scheduler, noise = ddpm.var_scheduler, ImageNoise(SEED, range(NUM_SAMPLES), ddpm.image_resolution, device)
     T = scheduler.num_train_timesteps
     colour = []

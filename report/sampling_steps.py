@@ -23,7 +23,7 @@ from PIL import Image
 import common
 from cli import ArgumentParser, UserError, exit_on_user_error, int_range, writable_file
 from common import measure, plt, read_table, run_program
-from data_folder import check_has_data
+from data_folder import check_has_data, resolve_root, split_dir
 from fid.inception import WIDTHS
 from images import list_images, read_image, resize
 from samplers import METHODS, sampling_timesteps
@@ -39,9 +39,10 @@ def real_images(data_root: Path, number: int, resolution: int) -> Iterator[Image
     Raises:
         UserError: if there are fewer than `number`.
     """
-    files = list_images(data_root / "train")
+    train = split_dir(data_root, "train")
+    files = list_images(train)
     if len(files) < number:
-        raise UserError(f"argument --num_samples: {data_root / 'train'} has only {len(files)} images to compare with")
+        raise UserError(f"argument --num_samples: {train} has only {len(files)} images to compare with")
     for file in random.Random(0).sample(files, number):
         yield resize(read_image(file), resolution)
 
@@ -100,6 +101,7 @@ def main() -> None:
     args = parser.parse_args()
     with exit_on_user_error(interrupted="stopped; the same command resumes"), TemporaryDirectory() as temporary:
         check_has_data(args.data_root)
+        data_root = resolve_root(args.data_root)
         ddpm = common.load_model(args.ckpt_path)
         model = model_hash(ddpm)
         rows = read_table(args.out, COLUMNS)
@@ -120,15 +122,15 @@ def main() -> None:
             folder = Path(temporary if bound else args.save_dir, str(args.num_samples), name).resolve()
             if bound:
                 folder.mkdir(parents=True)
-                for i, image in enumerate(BOUNDS[method](args.data_root, args.num_samples, ddpm.image_resolution)):
+                for i, image in enumerate(BOUNDS[method](data_root, args.num_samples, ddpm.image_resolution)):
                     image.save(folder / f"{i}.png")
             else:
                 flags = ["--ckpt_path", args.ckpt_path, "--save_dir", folder, "--num_samples", args.num_samples]
                 flags += ["--sample_method", method, "--num_inference_steps", to_measure[method, nfe]]
-                flags += [] if args.clip_x0 else ["--no-clip_x0"]
+                flags.append("--clip_x0" if args.clip_x0 else "--no-clip_x0")
                 asyncio.run(run_program("sampling.py", *flags))
             flags = "--network", "pytorch-fid", "--dims", args.dims, "--kid"
-            found = asyncio.run(measure(args.data_root / "eval", folder, *flags))
+            found = asyncio.run(measure(data_root / "eval", folder, *flags))
             values = *key, f"{found['distance']:.4f}", f"{found['kid']['mean']:.6f}", found["name"], model
             rows.append(dict(zip(COLUMNS, values, strict=True)))
             common.write(args.out, rows)

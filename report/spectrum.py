@@ -1,9 +1,9 @@
-"""The mean power spectrum of a folder of images, by spatial frequency: a check of samples that needs no Inception.
+"""The mean power spectra of folders of images, by spatial frequency: a check of samples that needs no Inception.
 
-    python report/spectrum.py image_diffusion_todo/data/cats/eval --out report/tables/cats64_spectrum.csv
+    python report/spectrum.py DATA/eval samples/ddim-20 samples/dpm-20 --out report/tables/cats64_spectrum.csv
 
-The power of the grey images is averaged over all frequencies (u, v) of the same rounded length. Natural
-images have little power in fine detail, noise has equal power everywhere.
+The power of the grey images is averaged over all frequencies (u, v) of the same rounded length. Natural images have
+little power in fine detail, noise has equal power everywhere. The table has a column for each folder, under its name.
 """
 
 from pathlib import Path
@@ -35,12 +35,21 @@ def read_grey(folder: Path) -> np.ndarray:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="images of one size")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="images of one size")
     parser.add_argument("--out", type=writable_file, required=True, metavar="FILE", help="the table")
     args = parser.parse_args()
     with exit_on_user_error():
-        values = log_spectrum(read_grey(args.folder))
-        common.write(args.out, [{"frequency": r, "log10_power": f"{v:.4f}"} for r, v in enumerate(values, start=1)])
+        spectra = {folder.resolve().name: log_spectrum(read_grey(folder)) for folder in args.folders}
+        if len({len(spectrum) for spectrum in spectra.values()}) > 1:
+            raise UserError("the folders hold images of different sizes")
+        rows = zip(*spectra.values(), strict=True)
+        common.write(
+            args.out,
+            [
+                {"frequency": r, **{name: f"{v:.4f}" for name, v in zip(spectra, row, strict=True)}}
+                for r, row in enumerate(rows, start=1)
+            ],
+        )
 
 
 if __name__ == "__main__":

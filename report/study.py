@@ -23,7 +23,7 @@ from pathlib import Path
 import common
 from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range, select_device, writable_file
 from common import FORMS, measure, read_table, run_program
-from data_folder import check_has_data
+from data_folder import check_has_data, resolve_root
 from fid.image_sets import find_images
 from fid.inception import PytorchFidInception
 from scheduler import MODES, PREDICTORS
@@ -65,7 +65,7 @@ def check_same_study(args: argparse.Namespace, has_rows: bool) -> None:
 def check_ready(data_root: Path) -> None:
     """Fail before the training if the data, the eval images or the Inception weights (downloaded now) are missing."""
     check_has_data(data_root)
-    find_images(data_root / "eval")
+    find_images(resolve_root(data_root) / "eval")
     PytorchFidInception(768)
 
 
@@ -89,7 +89,7 @@ async def one_run(row: dict[str, str], args: argparse.Namespace) -> float:
     flags = ["--ckpt_path", checkpoint, "--save_dir", samples, "--num_samples", row["images"], clip]
     await run_program("sampling.py", *flags, *row["sampling"].split(), "--precision", row["precision"])
     await run_program("image_grid.py", samples, "--out", samples.with_suffix(".png"), "--count", 32)
-    return (await measure(args.data_root.resolve() / "eval", samples, "--dims", 768))["distance"]
+    return (await measure(resolve_root(args.data_root.resolve()) / "eval", samples, "--dims", 768))["distance"]
 
 
 async def run_all(rows: list[dict[str, str]], args: argparse.Namespace, table: list[dict[str, str]]) -> bool:

@@ -17,7 +17,7 @@ MODEL = REPORT / "models/cats64.ckpt"
 @pytest.fixture(scope="module")
 def spectrum_of_cats():
     with (REPORT / "tables/cats64_spectrum.csv").open(newline="") as file:
-        return np.array([float(row["log10_power"]) for row in csv.DictReader(file)])
+        return np.array([float(row["eval"]) for row in csv.DictReader(file)])
 
 
 def distance(images, spectrum):

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 import explain_predictors
-import samplers
 from common import read_table
 from conftest import SMALL_UNET
 from model import DiffusionModule
@@ -34,20 +33,6 @@ def test_residuals_are_what_regression_leaves_and_weights_squares_of_what_an_err
         assert np.allclose(weights[[0, 500, 900]] / weights[0], np.array(expected) / expected[0], rtol=1e-3)
 
 
-@pytest.mark.parametrize("first_only", [True, False])
-@pytest.mark.parametrize("mode", MODES)
-def test_the_growth_of_an_error_is_that_in_a_chain_of_the_sampler(mode, first_only):
-    scheduler = DDPMScheduler(100, mode=mode)
-    ideal = Ideal(scheduler, 0.0, 0.5)
-    for std, network in ((0.5, ideal), (None, lambda x, t: torch.zeros_like(x))):
-
-        def predict(x, t, network=network):
-            return network(x, torch.tensor(t)) - float(t == 99 or not first_only)
-
-        *_, x_0 = samplers.ddpm(predict, scheduler, torch.zeros(1, 1, 1, 1), randn_like=torch.zeros_like)
-        assert x_0.item() == pytest.approx(explain_predictors.error_growth(scheduler, std, first_only), rel=1e-3)
-
-
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_errors_of_models_are_comparable_between_predictors(predictor):
     """An ideal network for Gaussian images has the errors of E[x_0 | x_t], whatever it predicts."""
@@ -72,4 +57,3 @@ def test_the_errors_of_checkpoints_become_a_figure_and_a_table(program, faces, t
     rows = read_table(tmp_path / "out/tables/predictor_errors.csv")
     assert {row["model"] for row in rows} == {"cosine, x0, direct", "linear, mean, direct"}
     assert {int(row["t"]) for row in rows} == set(range(12))
-    assert len(read_table(tmp_path / "out/tables/error_growth.csv")) == 2 * len(MODES)

@@ -30,6 +30,12 @@ COLOUR = "figures/mean_colour.svg"
 PRECONDITIONED = {"parametrization": "preconditioned", "loss_weight": "min-snr"}
 
 
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    """The precision of the expected chains, on a machine with bfloat16 too."""
+    monkeypatch.setattr("speed.select_precision", lambda *_: "fp32")
+
+
 @pytest.fixture(scope="module")
 def all_runs(tmp_path_factory):
     """A run of each schedule and predictor, each with other weights, and three preconditioned ones."""
