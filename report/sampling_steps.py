@@ -65,16 +65,16 @@ def settings(methods: Collection[str], steps: Iterable[int], scheduler: DDPMSche
 
 
 def draw_distances(rows: list[dict[str, str]], num_samples: str) -> plt.Figure:
-    """The distance over the NFE of each sampler, for the rows with one number of samples; clipped chains."""
+    """The distance over the NFE of each sampler, clipped or not, for the rows with one number of samples."""
     fig, ax = plt.subplots(figsize=(common.WIDTH / 2, 2.3), layout="constrained")
     rows = [row for row in rows if row["images"] == num_samples]
-    for (method, marker), clip in itertools.product(zip(METHODS, "^os", strict=True), ("True", "False")):
-        own = [row for row in rows if (row["sample_method"], row["clip_x0"]) == (method, clip)]
+    for (method, marker), clip in itertools.product(zip(METHODS, "^os", strict=True), (True, False)):
+        own = [row for row in rows if (row["sample_method"], row["clip_x0"]) == (method, str(clip))]
         points = sorted((int(row["steps"]), float(row["distance"])) for row in own)
         if points:
-            look = {"fillstyle": "full" if clip == "True" else "none", "linestyle": "-" if clip == "True" else "--"}
-            label = method if clip == "True" else f"{method}, not clipped"
-            ax.plot(*zip(*points, strict=True), color="black", marker=marker, markersize=4, label=label, **look)
+            style = {"fillstyle": "full", "linestyle": "-"} if clip else {"fillstyle": "none", "linestyle": "--"}
+            label = method + ", not clipped" * (not clip)
+            ax.plot(*zip(*points, strict=True), color="black", marker=marker, markersize=4, label=label, **style)
     floor = next(float(row["distance"]) for row in rows if row["sample_method"] == "real images")
     ax.axhline(floor, color="0.6", label="real images")
     ax.set(xlabel="NFE", ylabel=rows[0]["name"], xscale="log", ylim=(0, None))
@@ -118,8 +118,8 @@ def main() -> None:
             key = method, str(nfe), str(args.num_samples), "" if bound else str(args.clip_x0)
             if key in done:
                 continue
-            name = f"{method}-{nfe}" + "-unclipped" * (not args.clip_x0)
-            folder = Path(temporary if bound else args.save_dir, str(args.num_samples), name).resolve()
+            parent = Path(temporary if bound else args.save_dir, str(args.num_samples))
+            folder = (parent / f"{method}-{nfe}{'-unclipped' * (not args.clip_x0)}").resolve()
             if bound:
                 folder.mkdir(parents=True)
                 for i, image in enumerate(BOUNDS[method](data_root, args.num_samples, ddpm.image_resolution)):
