@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,10 +68,29 @@ async def run_program(name: str, *arguments: object, cwd: Path | None = None) ->
 
 
 async def measure(gt_dir: Path, gen_dir: Path, *flags: object) -> dict[str, Any]:
-    """The result of measure_fid.py, which is kept in a JSON file beside `gen_dir`."""
+    """The result of measure_fid.py with pytorch-fid's network, which is kept in a JSON file beside `gen_dir`."""
     result = gen_dir.with_name(f"{gen_dir.name}.json")
-    await run_program("fid/measure_fid.py", gt_dir, gen_dir, *flags, "--json", result)
+    await run_program("fid/measure_fid.py", gt_dir, gen_dir, "--network", "pytorch-fid", *flags, "--json", result)
     return json.loads(result.read_text())
+
+
+async def sample_and_measure(
+    checkpoint: Path, gt_dir: Path, save_dir: Path, sampling: Sequence[object], measuring: Sequence[object]
+) -> dict[str, Any]:
+    """Complete the samples in `save_dir` and `measure` them, with the flags of the two programs."""
+    await run_program("sampling.py", "--ckpt_path", checkpoint, "--save_dir", save_dir, *sampling)
+    return await measure(gt_dir, save_dir, *measuring)
+
+
+def find_eval_images(data_root: Path) -> Path:
+    """The folder of the validation images at the size of the model; UserError if these or the data are missing."""
+    from data_folder import check_has_data, resolve_root
+    from fid.image_sets import find_images
+
+    check_has_data(data_root)
+    folder = resolve_root(data_root).resolve() / "eval"
+    find_images(folder)
+    return folder
 
 
 def load_model(path: Path, weights: str = "ema") -> "DiffusionModule":
@@ -96,6 +115,38 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     if not names or (columns and names != list(columns)):
         raise UserError(f"{path} is not a table" + f" with the columns {', '.join(columns)}" * bool(columns))
     return rows
+
+
+class ResultTable:
+    """A CSV table that gets a row for each result as soon as it is there, so that a repeated call can resume.
+
+    `key` names the columns of the settings that identify a row, `results` those after them. `order` sorts the rows.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        key: Sequence[str],
+        results: Sequence[str],
+        order: Callable[[dict[str, str]], Any] | None = None,
+    ):
+        self.path, self.key, self.columns, self.order = path, key, (*key, *results), order
+        self.rows = read_table(path, self.columns)
+
+    def find(self, *settings: object) -> dict[str, str] | None:
+        """The row with these settings, if there is one."""
+        wanted = [str(value) for value in settings]
+        return next((row for row in self.rows if [row[name] for name in self.key] == wanted), None)
+
+    def add(self, *values: object) -> dict[str, str]:
+        """Add a row, write the table and print the row."""
+        row = dict(zip(self.columns, map(str, values), strict=True))
+        self.rows.append(row)
+        if self.order:
+            self.rows.sort(key=self.order)
+        write(self.path, self.rows)
+        print(*row.values(), flush=True)
+        return row
 
 
 def write(path: Path, content: bytes | plt.Figure | list[dict[str, object]]) -> None:

@@ -55,7 +55,7 @@ if name == "train.py":
         sys.exit(3)
     (run / "last.ckpt").touch()
 if name == "sampling.py":
-    value("--save_dir").mkdir(parents=True)
+    value("--save_dir").mkdir(parents=True, exist_ok=True)
     for i in range(int(str(value("--num_samples")))):
         (value("--save_dir") / f"{i}.ppm").write_text("P3 1 1 255 0 0 0")
 if name == "measure_fid.py":
@@ -269,19 +269,26 @@ def test_the_curve_of_a_run_has_a_row_and_samples_for_each_checkpoint(stand_ins,
         assert call(training_curve, *flags) is None
         assert len(calls(stand_ins, "sampling.py")) == runs  # none twice
     rows = common.read_table(tmp_path / "out/tables/training_curve.csv")
-    assert [row["steps"] for row in rows] == ["50", "200", "1000"] and rows[0]["fid768"] == "9.5000"
+    assert [row["steps"] for row in rows] == ["50", "200", "1000"] and rows[0]["distance"] == "9.5000"
+    requested = [sampling.parse_arguments(arguments) for _, arguments in calls(stand_ins, "sampling.py")]
+    settings = {(args.sample_method, args.num_inference_steps, args.num_samples, args.clip_x0) for args in requested}
+    assert settings == {("ddim", 20, 9, None)}  # None: as sampling.py does by default
+    assert {tuple(args[2:6]) for _, args in calls(stand_ins, "measure_fid.py")} == {
+        ("--network", "pytorch-fid", "--dims", "768")
+    }
     assert (tmp_path / "out/figures/training_curve.svg").exists()
     width, height = Image.open(tmp_path / "out/figures/training_samples.png").size
     assert width > height  # three rows of 8 images
-    save_model(tmp_path / "run/step=200.ckpt")  # as if of another run
-    assert "training_curve.csv" in call(training_curve, *flags)
+    assert call(training_curve, *flags, "--steps", 50, 1000, "--out", "some") is None
+    rows = common.read_table(tmp_path / "some/tables/training_curve.csv")
+    assert [row["steps"] for row in rows] == ["50", "1000"]
+    assert "step=7.ckpt" in call(training_curve, *flags, "--steps", 7)
 
 
 @pytest.mark.parametrize(
     ("program_and_flags", "word"),
     [
         ("training_curve.py --run RUN --data_root FACES --save_dir s --out .", "--run: RUN"),
-        ("training_curve.py --run RUN --data_root nowhere --save_dir s --out .", "--data_root: nowhere"),
         ("explain_predictors.py --ckpt_path model.ckpt --data_root nowhere --out .", "--data_root: nowhere"),
         (
             "explain_predictors.py --ckpt_path model.ckpt model.ckpt --data_root FACES --out .",
