@@ -5,11 +5,9 @@ import math
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 import torch
@@ -124,11 +122,10 @@ def writable_folder(text: str) -> Path:
     """An argparse type: a folder to write to, created if missing."""
     folder = Path(text)
     try:
+        check_writable(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot create folder {text!r}: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"cannot write to folder {text!r}")
     return folder
 
 
@@ -141,14 +138,15 @@ def writable_file(text: str) -> Path:
     return file
 
 
-def _exit_on_missing_name(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-    """One line if a module beside this one lacks a name: imports come before `exit_on_user_error`."""
-    if isinstance(error, ImportError) and error.path and Path(error.path).parent == Path(__file__).parent:
-        importer = traceback.extract_tb(where)[-1]
-        message = f"{Path(importer.filename).name}, line {importer.lineno}: {error}"
-        print(f"{Path(sys.argv[0]).name}: error: {one_line(message)}", file=sys.stderr)
-        sys.exit(2)
-    _previous_hook(kind, error, where)
+def check_writable(folder: Path) -> None:
+    """UserError unless `folder` can be created, or written to if it exists."""
+    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{existing} is a file, not a folder")
+    if not is_writable(existing):
+        raise UserError(f"{existing} is read-only: choose another place")
 
 
-_previous_hook, sys.excepthook = sys.excepthook, _exit_on_missing_name
+def is_writable(folder: Path) -> bool:
+    """Whether to write below `folder`; not if its mode is read-only, even as an administrator who could."""
+    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)

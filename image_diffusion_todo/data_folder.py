@@ -14,19 +14,15 @@ import random
 import shlex
 import shutil
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from cli import UserError
-from images import JUNK, image_suffixes, is_junk, is_writable, list_images, note
+from atomic import atomic_dir
+from cli import UserError, check_writable
+from images import JUNK, image_suffixes, is_junk, list_images, note
 
 # The names that the folder of a split may have, in any letter case.
 SPLITS = {"train": ("train", "training"), "val": ("val", "test", "valid", "validation")}
 SYNTHETIC_MARKER = "SYNTHETIC.txt"
-
-
-# The layout.
 
 
 def split_dir(root: Path, split: str) -> Path:
@@ -87,11 +83,7 @@ def is_synthetic(root: str | os.PathLike) -> bool:
 
 
 def list_classes(root: Path, split: str) -> dict[str, list[Path]]:
-    """The images of each class in a split, see `find_classes`.
-
-    Raises:
-        FileNotFoundError: when there is no such split.
-    """
+    """The images of each class in a split, see `find_classes`; FileNotFoundError when there is no such split."""
     folder = split_dir(root, split)
     if not folder.is_dir():
         raise FileNotFoundError(f"no split {split!r}: {_describe(root)}")
@@ -102,10 +94,7 @@ def find_classes(folder: Path) -> dict[str, list[Path]]:
     """The images of each class, a folder in `folder`; images without one are a single class, "images".
 
     Classes are in the order of their names, or numbers; images in the order of their paths. A class includes the images
-    in subfolders of its folder.
-
-    Raises:
-        UserError: when there are no classes, or a class has no images; the message names the folder.
+    in subfolders of its folder. UserError when there are no classes, or a class has no images.
     """
     classes: dict[str, list[Path]] = {}
     loose = []
@@ -134,11 +123,7 @@ def split_off_val(root: Path, share: float) -> Path:
     """Make the data root `root/split` of images in `root` that have no val/: flat, per class, or in `root/train/`.
 
     A random share of each class goes to val/. The images stay where they are: the new ones are hard links, or copies
-    where the file system has no links.
-
-    Raises:
-        PermissionError: when `root` is read-only.
-        UserError: when there are too few images, or `root/split` exists.
+    where the file system has no links. UserError when there are too few images, or `root/split` exists.
     """
     source, target = split_dir(root, "train"), root / "split"
     if not source.is_dir():
@@ -170,58 +155,8 @@ def split_off_val(root: Path, share: float) -> Path:
     return target
 
 
-def check_writable(folder: Path) -> None:
-    """Check that `folder` can be created, or written to if it exists.
-
-    Raises:
-        PermissionError: when it, or the existing folder above it, is read-only.
-        UserError: when it, or one of its parents, is a file.
-    """
-    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
-    if not existing.is_dir():
-        raise UserError(f"{existing} is a file, not a folder")
-    if not is_writable(existing):
-        raise PermissionError(f"{existing} is read-only: choose another place")
-
-
-@contextmanager
-def atomic_dir(folder: Path) -> Iterator[Path]:
-    """A new folder that replaces `folder` at the end of the block, which is either complete or as before.
-
-    An error removes the new folder; after a kill, the next call does.
-    """
-    folder = folder.resolve()  # a link stays one
-    partial = folder.with_name(f".{folder.name[:60]}.partial")  # short: names end at 255 bytes
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        with name_in_errors(partial):
-            yield partial
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def name_in_errors(path: Path) -> Iterator[None]:
-    """Add `path` to an OSError that names no file, as on a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno and not error.filename:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-
-
 def check_free(root: Path) -> None:
-    """Check that new data can be put at `root`, an absolute path, without replacing anything.
-
-    Raises:
-        PermissionError: when it, or the folder that it would be in, is read-only.
-        UserError: when something is there; the message names it.
-    """
+    """UserError unless new data can be put at `root`, an absolute path, without replacing anything."""
     check_writable(root)
     check_writable(root.parent)
     found = sorted(path.name for path in root.iterdir()) if root.exists() else []

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
+from atomic import atomic_dir, name_in_errors
 from cli import UserError
-from data_folder import SPLITS, atomic_dir, check_free, name_in_errors, present_splits
+from data_folder import SPLITS, check_free, present_splits
 from images import image_suffixes, is_junk
 from progress import tqdm
 

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from cli import UserError
-from data_folder import atomic_dir, list_classes, split_dir, visible_names
-from images import center_square, fingerprint, is_writable, list_images, process_images, read_image, resize, to_rgb
+from atomic import atomic_dir
+from cli import UserError, check_writable
+from data_folder import list_classes, split_dir, visible_names
+from images import center_square, fingerprint, list_images, process_images, read_image, resize, to_rgb
 
 EVAL_MANIFEST = ".images.json"
 EVAL_RESOLUTION = 64
@@ -43,8 +44,8 @@ def make_eval_images(
         skip_broken: leave out images that cannot be decoded.
 
     Raises:
-        PermissionError: when the root is read-only.
-        UserError: for a broken image, unless `skip_broken`; or when `eval/` holds files that are not from here.
+        UserError: for a broken image, unless `skip_broken`; or when `eval/` holds files that are not from here, or
+            cannot be written.
     """
     folder, settings = root / "eval", (file_format, resolution, crop)
     files = [file for images in list_classes(root, "val").values() for file in images]
@@ -59,8 +60,7 @@ def make_eval_images(
             f"{folder} holds {len(others)} {kind} ({', '.join(others[:3])}): measure against them as they are, "
             "or move the folder and run this again (--eval_format jpeg makes the lab's images)"
         )
-    if not is_writable(root):
-        raise PermissionError(f"{root} is read-only, so eval/ cannot be made there: copy the data set")
+    check_writable(root)
 
     def lab_resize(image: Image.Image) -> Image.Image:
         image = (center_square(image) if crop else image).resize((resolution, resolution))

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from atomic import atomic_write, remove_partials
-from cli import UserError
+from cli import UserError, is_writable
 from cli import note as print_note
 from progress import tqdm
 
@@ -107,8 +107,6 @@ def read_image(
         UserError: when it cannot be decoded; the message names the file.
     """
     try:
-        if Path(path).exists() and not Path(path).is_file():  # reading a pipe would block
-            raise ValueError("not a file")
         with Image.open(path) as image:
             is_deep = image.mode.startswith("I") or ";16" in str(image.tile)
             image = convert(image)
@@ -197,11 +195,6 @@ def decode_images(
 # A cache on disk.
 
 
-def is_writable(folder: Path) -> bool:
-    """Whether to write below `folder`; not if its mode is read-only, even as an administrator who could."""
-    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
-
-
 def cache_dirs(root: Path) -> list[Path]:
     """Folders for a cache of data from `root`, best first: its `.cache/` unless `root` is read-only, and the user's."""
     folders = [root / ".cache"] if is_writable(root) else []
@@ -221,10 +214,10 @@ def fingerprint(files: Sequence[Path], root: Path, *settings: object) -> str:
 
 
 def _checksum(file: Path) -> int | None:
-    with suppress(OSError):
-        if file.is_file():  # reading a pipe would block
-            return zlib.crc32(file.read_bytes())
-    return None
+    try:
+        return zlib.crc32(file.read_bytes())
+    except OSError:
+        return None
 
 
 def cached(

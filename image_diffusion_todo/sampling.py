@@ -20,8 +20,7 @@ import torch
 import speed
 from atomic import atomic_write, lock_folder
 from checkpoint import build_network
-from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range, note
-from data_folder import check_writable
+from cli import ArgumentParser, UserError, check_writable, exit_on_user_error, float_range, int_range, note
 from dataset import tensor_to_pil_image
 from distributed import Distributed
 from image_grid import image_grid, trajectory_frames, trajectory_image

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from data_folder import SPLITS, SYNTHETIC_MARKER, atomic_dir, check_free, is_synthetic
+from atomic import atomic_dir
+from data_folder import SPLITS, SYNTHETIC_MARKER, check_free, is_synthetic
 from progress import tqdm
 
 CANVAS = 256  # pixels; polygons are drawn without antialiasing, scaling down adds it

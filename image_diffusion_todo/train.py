@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from atomic import lock_folder
-from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range, note
-from data_folder import check_has_data, check_writable, is_synthetic
+from cli import ArgumentParser, UserError, check_writable, exit_on_user_error, float_range, int_range, note
+from data_folder import check_has_data, is_synthetic
 from dataset import AFHQDataModule
 from distributed import Distributed
 from network import LIMITS, PATCH_SIZES

@@ -32,9 +32,8 @@ import torch
 
 import common
 import speed
-from cli import ArgumentParser, exit_on_user_error, one_line, select_device
+from cli import ArgumentParser, check_writable, exit_on_user_error, one_line, select_device
 from common import FORMS, WIDTH, draw_strips, label_log_axis, plt
-from data_folder import check_writable
 from dataset import AFHQDataModule
 from image_grid import contact_sheet, image_grid, trajectory_frames, trajectory_image
 from prediction import to_x0_and_eps
