@@ -22,24 +22,20 @@ from PIL import Image
 
 import common
 from cli import ArgumentParser, UserError, exit_on_user_error, int_range, writable_file
-from common import measure, plt, read_table, run_program
-from data_folder import check_has_data, resolve_root, split_dir
+from common import ResultTable, plt
+from data_folder import resolve_root, split_dir
 from fid.inception import WIDTHS
 from images import list_images, read_image, resize
 from samplers import METHODS, sampling_timesteps
 from sampling import model_hash
 from scheduler import DDPMScheduler
 
-COLUMNS = ("sample_method", "steps", "images", "clip_x0", "distance", "kid", "name", "model")
+KEY = ("sample_method", "steps", "images", "clip_x0")
+RESULTS = ("distance", "kid", "name", "model")
 
 
-def real_images(data_root: Path, number: int, resolution: int) -> Iterator[Image.Image]:
-    """Random training images.
-
-    Raises:
-        UserError: if there are fewer than `number`.
-    """
-    train = split_dir(data_root, "train")
+def real_images(train: Path, number: int, resolution: int) -> Iterator[Image.Image]:
+    """Random images of a folder; UserError if there are fewer than `number`."""
     files = list_images(train)
     if len(files) < number:
         raise UserError(f"argument --num_samples: {train} has only {len(files)} images to compare with")
@@ -47,14 +43,11 @@ def real_images(data_root: Path, number: int, resolution: int) -> Iterator[Image
         yield resize(read_image(file), resolution)
 
 
-def plain_noise(_: Path, number: int, resolution: int) -> Iterator[Image.Image]:
+def plain_noise(number: int, resolution: int) -> Iterator[Image.Image]:
     """Images of independent, uniform pixels."""
     generator = np.random.default_rng(0)
     for _ in range(number):
         yield Image.fromarray(generator.integers(0, 256, (resolution, resolution, 3), dtype=np.uint8))
-
-
-BOUNDS = {"real images": real_images, "plain noise": plain_noise}  # in the column of the sampler
 
 
 def settings(methods: Collection[str], steps: Iterable[int], scheduler: DDPMScheduler) -> dict[tuple[str, int], int]:
@@ -85,7 +78,6 @@ def draw_distances(rows: list[dict[str, str]], num_samples: str) -> plt.Figure:
 
 
 def main() -> None:
-    """The program."""
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--ckpt_path", type=Path, required=True, metavar="FILE", help="a trained model")
@@ -99,43 +91,41 @@ def main() -> None:
     add("--clip_x0", action=argparse.BooleanOptionalAction, default=True, help="clamp each predicted x_0 to [-1, 1]")
     add("--dims", type=int, choices=WIDTHS, default=2048, help="features of pytorch-fid's Inception")
     args = parser.parse_args()
-    with exit_on_user_error(interrupted="stopped; the same command resumes"), TemporaryDirectory() as temporary:
-        check_has_data(args.data_root)
-        data_root = resolve_root(args.data_root)
+    number = args.num_samples
+    with exit_on_user_error(interrupted="stopped; the same command resumes"):
+        real = common.find_eval_images(args.data_root)
         ddpm = common.load_model(args.ckpt_path)
-        model = model_hash(ddpm)
-        rows = read_table(args.out, COLUMNS)
-        name = "FID" if args.dims == 2048 else f"FID-{args.dims}"
-        if others := {row["name"] for row in rows} - {name}:
-            raise UserError(f"argument --dims: {args.out} has rows of {', '.join(others)}, not {name}")
-        if any(row["model"] != model for row in rows):
-            raise UserError(f"argument --out: {args.out} is about another model than {args.ckpt_path}")
-        done = {tuple(row[name] for name in COLUMNS[:4]) for row in rows}
+        name, model = "FID" if args.dims == 2048 else f"FID-{args.dims}", model_hash(ddpm)
+        table = ResultTable(args.out, KEY, RESULTS)
+        for row in table.rows:
+            if (row["name"], row["model"]) != (name, model):
+                raise UserError(f"argument --out: {args.out} has {row['name']} of model {row['model']}, not {model}")
+        measuring = ["--dims", args.dims, "--kid"]
 
-        to_measure = settings(args.methods, args.steps, ddpm.var_scheduler)
-        for method, nfe in [*((name, 0) for name in BOUNDS), *to_measure]:
-            bound = method in BOUNDS
-            key = method, str(nfe), str(args.num_samples), "" if bound else str(args.clip_x0)
-            if key in done:
-                continue
-            parent = Path(temporary if bound else args.save_dir, str(args.num_samples))
-            folder = (parent / f"{method}-{nfe}{'-unclipped' * (not args.clip_x0)}").resolve()
-            if bound:
-                folder.mkdir(parents=True)
-                for i, image in enumerate(BOUNDS[method](data_root, args.num_samples, ddpm.image_resolution)):
-                    image.save(folder / f"{i}.png")
-            else:
-                flags = ["--ckpt_path", args.ckpt_path, "--save_dir", folder, "--num_samples", args.num_samples]
-                flags += ["--sample_method", method, "--num_inference_steps", to_measure[method, nfe]]
-                flags.append("--clip_x0" if args.clip_x0 else "--no-clip_x0")
-                asyncio.run(run_program("sampling.py", *flags))
-            flags = "--network", "pytorch-fid", "--dims", args.dims, "--kid"
-            found = asyncio.run(measure(data_root / "eval", folder, *flags))
-            values = *key, f"{found['distance']:.4f}", f"{found['kid']['mean']:.6f}", found["name"], model
-            rows.append(dict(zip(COLUMNS, values, strict=True)))
-            common.write(args.out, rows)
-            print(*values, flush=True)
-        common.write(args.out.with_suffix(".svg"), draw_distances(rows, str(args.num_samples)))
+        def add_row(key: tuple[object, ...], result: dict) -> None:
+            table.add(*key, f"{result['distance']:.4f}", f"{result['kid']['mean']:.6f}", name, model)
+
+        train, size = split_dir(resolve_root(args.data_root), "train"), ddpm.image_resolution
+        bounds = {"real images": real_images(train, number, size), "plain noise": plain_noise(number, size)}
+        for bound, images in bounds.items():
+            key = bound, 0, number, ""
+            if table.find(*key) is None:
+                with TemporaryDirectory() as temporary:
+                    folder = Path(temporary, "images")
+                    folder.mkdir()
+                    for i, image in enumerate(images):
+                        image.save(folder / f"{i}.png")
+                    add_row(key, asyncio.run(common.measure(real, folder, *measuring)))
+
+        for (method, nfe), steps in settings(args.methods, args.steps, ddpm.var_scheduler).items():
+            key = method, nfe, number, args.clip_x0
+            if table.find(*key) is None:
+                folder = args.save_dir / str(number) / f"{method}-{nfe}{'-unclipped' * (not args.clip_x0)}"
+                sampling = ["--num_samples", number, "--sample_method", method, "--num_inference_steps", steps]
+                sampling.append("--clip_x0" if args.clip_x0 else "--no-clip_x0")
+                result = common.sample_and_measure(args.ckpt_path, real, folder.resolve(), sampling, measuring)
+                add_row(key, asyncio.run(result))
+        common.write(args.out.with_suffix(".svg"), draw_distances(table.rows, str(number)))
 
 
 if __name__ == "__main__":

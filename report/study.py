@@ -22,9 +22,7 @@ from pathlib import Path
 
 import common
 from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range, select_device, writable_file
-from common import FORMS, measure, read_table, run_program
-from data_folder import check_has_data, resolve_root
-from fid.image_sets import find_images
+from common import FORMS, ResultTable, run_program
 from fid.inception import PytorchFidInception
 from scheduler import MODES, PREDICTORS
 from speed import PRECISIONS, select_precision
@@ -35,73 +33,58 @@ SMALL = (
     "--batch_size 16 --learning_rate 5e-4 --ema_decay 0.999 --max_num_images_per_cat -1"
 )
 SAMPLING = "--sample_method ddim --eta 1 --num_inference_steps 100"  # a tenth of the cost of all T steps of DDPM
-SETTINGS = ("mode", "predictor", "parametrization", "loss_weight", "precision", "seed")
-COLUMNS = (*SETTINGS, "steps", "images", "sampling", "clip_x0", "fid768")
+TRAINING = ("mode", "predictor", "parametrization", "loss_weight", "precision", "seed")  # flags of train.py
+KEY = (*TRAINING, "steps", "images", "sampling", "clip_x0")
 
 
-def wanted_rows(args: argparse.Namespace, precision: str) -> list[dict[str, object]]:
-    """The rows that the table should have, without their FID."""
-    rows = []
-    for form, predictor, mode, seed in itertools.product(args.forms, args.predictors, args.modes, args.seeds):
-        values = mode, predictor, form, FORMS[form], precision, seed, args.train_num_steps
-        values += args.num_samples, args.sampling, args.clip_x0
-        rows.append(dict(zip(COLUMNS, map(str, values), strict=False)))
-    return rows
+def combinations(args: argparse.Namespace, precision: str) -> list[dict[str, str]]:
+    """The settings of the rows that the table should have."""
+    budget = args.train_num_steps, args.num_samples, args.sampling, args.clip_x0
+    product = itertools.product(args.forms, args.predictors, args.modes, args.seeds)
+    rows = [(mode, predictor, form, FORMS[form], precision, seed, *budget) for form, predictor, mode, seed in product]
+    return [dict(zip(KEY, map(str, row), strict=True)) for row in rows]
 
 
 def check_same_study(args: argparse.Namespace, has_rows: bool) -> None:
-    """Raise UserError unless flags and data are those of the rows so far, which a JSON file beside the table keeps."""
+    """UserError unless flags and data are those of the rows so far, which a JSON file beside the table keeps."""
     settings = {"flags": args.flags, "data_root": str(args.data_root.resolve())}
     record = args.out.with_suffix(".json")
     before = json.loads(record.read_text(encoding="utf-8")) if has_rows and record.exists() else settings
     for name, value in settings.items():
         if before[name] != value:
-            raise UserError(
-                f"argument --{name}: {value!r}, but {record} has {before[name]!r}: choose another --work_dir and --out"
-            )
+            raise UserError(f"argument --{name}: {record} has {before[name]!r}: choose another --work_dir and --out")
     common.write(record, (json.dumps(settings, indent=2) + "\n").encode())
 
 
-def check_ready(data_root: Path) -> None:
-    """Fail before the training if the data, the eval images or the Inception weights (downloaded now) are missing."""
-    check_has_data(data_root)
-    find_images(resolve_root(data_root) / "eval")
-    PytorchFidInception(768)
-
-
-async def one_run(row: dict[str, str], args: argparse.Namespace) -> float:
-    """Train or resume the run of a row, sample from it, and return the FID-768."""
-    folder = (args.work_dir / "-".join(row[name] for name in SETTINGS)).resolve()
+async def one_run(row: dict[str, str], args: argparse.Namespace, real: Path) -> float:
+    """Train or resume the run of a row, sample from it, and return the FID-768 against the images in `real`."""
+    folder = (args.work_dir / "-".join(row[name] for name in TRAINING)).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     flags = ["--data_root", args.data_root.resolve(), *args.flags.split(), "--precision", row["precision"]]
     flags += ["--train_num_steps", args.train_num_steps, "--log_interval", args.train_num_steps]
     if begun := list(folder.glob("results/*/*/*/config.json")):
         flags += ["--resume", begun[0].parent]
     else:
-        names = "mode", "predictor", "parametrization", "loss_weight", "seed"
-        flags += itertools.chain.from_iterable((f"--{name}", row[name]) for name in names)
+        for name in ("mode", "predictor", "parametrization", "loss_weight", "seed"):
+            flags += [f"--{name}", row[name]]
     await run_program("train.py", *flags, cwd=folder)
 
     (checkpoint,) = folder.glob("results/*/*/*/last.ckpt")
     clip = "--clip_x0" if row["clip_x0"] == "True" else "--no-clip_x0"
-    settings = " ".join((row["steps"], row["images"], row["sampling"], clip))
-    samples = folder / re.sub(r"\W+", "-", f"samples {settings}")
-    flags = ["--ckpt_path", checkpoint, "--save_dir", samples, "--num_samples", row["images"], clip]
-    await run_program("sampling.py", *flags, *row["sampling"].split(), "--precision", row["precision"])
+    samples = folder / re.sub(r"\W+", "-", f"samples {row['steps']} {row['images']} {row['sampling']} {clip}")
+    flags = ["--num_samples", row["images"], clip, *row["sampling"].split(), "--precision", row["precision"]]
+    result = await common.sample_and_measure(checkpoint, real, samples, flags, ["--dims", 768])
     await run_program("image_grid.py", samples, "--out", samples.with_suffix(".png"), "--count", 32)
-    return (await measure(resolve_root(args.data_root.resolve()) / "eval", samples, "--dims", 768))["distance"]
+    return result["distance"]
 
 
-async def run_all(rows: list[dict[str, str]], args: argparse.Namespace, table: list[dict[str, str]]) -> bool:
+async def run_all(rows: list[dict[str, str]], args: argparse.Namespace, real: Path, table: ResultTable) -> bool:
     """Make the rows, `--jobs` at a time, until one fails or the time is over; return whether all are done."""
     slots = asyncio.Semaphore(args.jobs)
 
     async def make(row: dict[str, str]) -> None:
         async with slots:
-            row["fid768"] = f"{await one_run(row, args):.4f}"
-            table.append(row)
-            common.write(args.out, table)
-            print(*row.values(), flush=True)
+            table.add(*row.values(), f"{await one_run(row, args, real):.4f}")
 
     tasks = [asyncio.create_task(make(row)) for row in rows]
     try:
@@ -116,7 +99,6 @@ async def run_all(rows: list[dict[str, str]], args: argparse.Namespace, table: l
 
 
 def main() -> None:
-    """The program."""
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--data_root", type=Path, required=True, metavar="DIR", help="images, with eval/ at the size of the model")
@@ -137,15 +119,14 @@ def main() -> None:
     args = parser.parse_args()
     args.out = args.out or args.work_dir / "study.csv"
     with exit_on_user_error(interrupted="stopped; the same command resumes"):
-        table = read_table(args.out, COLUMNS)
-        check_ready(args.data_root)
-        check_same_study(args, has_rows=bool(table))
-        precision = select_precision(args.precision, select_device())
-        rows = wanted_rows(args, precision)
-        keys = [{name: row[name] for name in COLUMNS[:-1]} for row in table]
-        missing = [row for row in rows if row not in keys]
+        table = ResultTable(args.out, KEY, ["fid768"])
+        real = common.find_eval_images(args.data_root)
+        PytorchFidInception(768)  # missing weights are downloaded now rather than after the training
+        check_same_study(args, has_rows=bool(table.rows))
+        rows = combinations(args, select_precision(args.precision, select_device()))
+        missing = [row for row in rows if table.find(*row.values()) is None]
         print(f"{len(rows) - len(missing)} of {len(rows)} rows are in {args.out}")
-        if missing and not asyncio.run(run_all(missing, args, table)):
+        if missing and not asyncio.run(run_all(missing, args, real, table)):
             print("out of time; the same command resumes")
 
 

@@ -35,7 +35,6 @@ from network import SimpleNet, TimeLinear
 from training import train
 
 TABLE = common.REPORT / "tables/swiss_roll_choices.csv"
-COLUMNS = ("variant", "seed", "chamfer", "training_seconds")
 # The choices of the code, in the order of the rows that add them.
 CHOICES = {
     "time": "`TimeLinear` in every layer",
@@ -82,8 +81,8 @@ class OtherTimesteps(DiffusionModule):
         return (T * u**self.power).long().clamp(max=T - 1)
 
 
-def run(variant: str, seed: int) -> dict[str, str]:
-    """Train and evaluate one variant on one core: a row of the table."""
+def run(variant: str, seed: int) -> tuple[str, int, str, str]:
+    """Train and evaluate one variant on one core: variant, seed, Chamfer distance and seconds of training."""
     torch.set_num_threads(1)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -118,7 +117,7 @@ def run(variant: str, seed: int) -> dict[str, str]:
 
     samples = ddpm.ddim_p_sample_loop((8192, 2)) if "+ddim" in changes else ddpm.p_sample_loop((8192, 2))
     distance = mean(chamfer_distance(part, data[:2048]) for part in samples.chunk(4))
-    return dict(zip(COLUMNS, (variant, str(seed), f"{distance:.4f}", f"{seconds:.1f}"), strict=True))
+    return variant, seed, f"{distance:.4f}", f"{seconds:.1f}"
 
 
 def main() -> None:
@@ -128,19 +127,20 @@ def main() -> None:
     add("--jobs", type=int_range(1), default=2, help="parallel runs")
     args = parser.parse_args()
 
-    order = list(VARIANTS)
     with exit_on_user_error(interrupted="stopped; the same command resumes"):
-        rows = common.read_table(TABLE, COLUMNS)
-        done = {(row["variant"], int(row["seed"])) for row in rows}
-        todo = [(v, seed) for seed in range(args.seeds) for v in VARIANTS if (v, seed) not in done]
+        table = common.ResultTable(
+            TABLE,
+            ["variant", "seed"],
+            ["chamfer", "training_seconds"],
+            order=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"])),
+        )
+        todo = [(variant, seed) for seed in range(args.seeds) for variant in VARIANTS if not table.find(variant, seed)]
         # Ctrl-C ends the workers at once.
         worker_settings = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL))
         with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn"), **worker_settings) as pool:
             try:
                 for future in as_completed([pool.submit(run, *task) for task in todo]):
-                    rows.append(future.result())
-                    rows.sort(key=lambda row: (order.index(row["variant"]), int(row["seed"])))
-                    common.write(TABLE, rows)
+                    table.add(*future.result())
             finally:
                 pool.shutdown(cancel_futures=True)  # no new run after Ctrl-C or an error
     print(TABLE)

@@ -74,7 +74,8 @@ def stand_ins(tmp_path, monkeypatch):
     (folder / "behaviour").write_text("work")
     monkeypatch.setenv("STAND_INS", str(folder))
     monkeypatch.setattr(common, "PROGRAMS", folder)
-    monkeypatch.setattr(study, "check_ready", lambda data_root: None)
+    monkeypatch.setattr(common, "find_eval_images", lambda data_root: data_root / "eval")
+    monkeypatch.setattr(study, "PytorchFidInception", lambda dims: None)
     monkeypatch.chdir(tmp_path)
     return folder
 
@@ -109,8 +110,8 @@ FEW = ["--modes", "quad", "--predictors", "x0", "mean"]
 def test_a_study_has_a_row_for_each_schedule_predictor_form_and_seed():
     args = Namespace(forms=common.FORMS, predictors=PREDICTORS, modes=MODES, seeds=[63, 64])
     args = Namespace(**vars(args), sampling="--sample_method dpm", clip_x0=True, train_num_steps=7, num_samples=500)
-    rows = study.wanted_rows(args, "bf16")
-    assert len({tuple(row.values()) for row in rows}) == 36 and tuple(rows[0]) == study.COLUMNS[:-1]
+    rows = study.combinations(args, "bf16")
+    assert len({tuple(row.values()) for row in rows}) == 36
     assert {(row["parametrization"], row["loss_weight"]) for row in rows} == set(common.FORMS.items())
 
 
@@ -121,7 +122,7 @@ def test_a_study_resumes_after_its_time_is_over_and_does_nothing_twice(stand_ins
 
     (stand_ins / "behaviour").write_text("work")
     call(study, *STUDY, *FEW)
-    rows = common.read_table(tmp_path / "w/study.csv", study.COLUMNS)
+    rows = common.read_table(tmp_path / "w/study.csv")
     expected = [(predictor, form, study.SAMPLING, "True") for form in common.FORMS for predictor in ("x0", "mean")]
     columns = "predictor", "parametrization", "sampling", "clip_x0"
     assert [tuple(row[name] for name in columns) for row in rows] == expected
@@ -243,9 +244,9 @@ def test_every_sampler_is_measured_with_each_nfe_and_none_twice(stand_ins, call,
     assert "--no-clip_x0" in calls(stand_ins, "sampling.py")[-1][1]
     assert (tmp_path / "t.svg").exists()
 
-    assert "--dims" in call(sampling_steps, *arguments, "--dims", 192)
+    assert "t.csv has FID-64" in call(sampling_steps, *arguments, "--dims", 192)
     save_model(tmp_path / "model.ckpt")
-    assert "model.ckpt" in call(sampling_steps, *arguments)
+    assert "t.csv has FID-64" in call(sampling_steps, *arguments)
     assert "--num_samples" in call(sampling_steps, *arguments, "--num_samples", 16, "--out", "new.csv")
 
 
@@ -255,15 +256,13 @@ def test_the_bounds_are_random_real_images_and_uniform_pixels(tmp_path):
         Image.new("RGB", (10, 10), (i, 0, 0)).save(tmp_path / f"train/a/{i:02}.png")
     draws = [[image.getpixel((0, 0))[0] for image in sampling_steps.real_images(tmp_path, 10, 8)] for _ in range(2)]
     assert draws[0] == draws[1] and len({*draws[0]}) == 10 and sorted(draws[0]) not in ([*range(10)], [*range(30, 40)])
-    noise = np.stack([np.asarray(image) for image in sampling_steps.plain_noise(tmp_path, 10, 8)])
+    noise = np.stack([np.asarray(image) for image in sampling_steps.plain_noise(10, 8)])
     assert noise.shape == (10, 8, 8, 3) and np.histogram(noise, 4)[0].min() > 400
 
 
-def test_the_curve_of_a_run_has_a_row_and_samples_for_each_checkpoint(stand_ins, call, checkpoint, faces, tmp_path):
+def test_the_curve_of_a_run_has_a_row_and_samples_for_each_checkpoint(stand_ins, call, checkpoint, tmp_path):
     (tmp_path / "run").mkdir()
-    shutil.copytree(faces / "train", "afhq/train")
-    shutil.copytree(faces / "train/cat", "afhq/eval")
-    flags = ["--run", "run", "--data_root", ".", "--save_dir", "s", "--out", "out", "--num_samples", 9]
+    flags = ["--run", "run", "--data_root", "data", "--save_dir", "s", "--out", "out", "--num_samples", 9]
     for step, runs in [(200, 1), (1000, 2), (50, 3)]:
         shutil.copy("model.ckpt", f"run/step={step}.ckpt")
         assert call(training_curve, *flags) is None
