@@ -38,24 +38,14 @@ TENSOR_GLOBALS |= {f"torch {kind}Storage" for kind in ("Float", "Double", "Half"
 
 
 def write_checkpoint(checkpoint: dict, path: str | os.PathLike) -> None:
-    """Write a checkpoint; an existing file stays until the new one is complete.
-
-    Raises:
-        UserError: when a weight is not finite.
-        OSError: when the file cannot be written.
-    """
+    """Write a checkpoint; UserError when a weight is not finite. An error leaves an existing file as it is."""
     _check_finite(checkpoint)
     with atomic_write(Path(path)) as file:
         torch.save({"format": FORMAT, "version": VERSION} | checkpoint, file)
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:
-    """The contents of a checkpoint, on the CPU, its weights in float32.
-
-    Raises:
-        OSError: when the file cannot be read.
-        UserError: when it is not a complete checkpoint of this program; the message names it.
-    """
+    """The contents of a checkpoint, on the CPU, its weights in float32; UserError for a damaged file or another one."""
     path = Path(path)
     with open_checkpoint(path) as file:
         try:
@@ -88,8 +78,7 @@ def open_checkpoint(path: Path) -> BinaryIO:
 def archive_globals(file: BinaryIO) -> set[str]:
     """The global names in the pickle of a file that torch.save wrote.
 
-    Raises:
-        Exception: of many types, for a file that is damaged, of another kind, or compressed (and so of any real size).
+    Fails, in many ways, on a file that is damaged, of another kind, or compressed (and so of any real size).
     """
     names = set()
     with zipfile.ZipFile(file) as archive:

@@ -101,11 +101,7 @@ def _number(convert: type, low: float, high: float, expected: str) -> Callable[[
 
 
 def select_device(name: str = "auto", gpu: int = 0) -> torch.device:
-    """The device for `--device` (auto, cpu, cuda, cuda:I, mps) and `--gpu`; auto is a GPU if there is one.
-
-    Raises:
-        UserError: for a device that this machine does not have.
-    """
+    """The device for `--device` (auto, cpu, cuda, cuda:I, mps) and `--gpu`; auto is a GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() or gpu else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda":

@@ -36,10 +36,8 @@ def tensor_to_pil_image(x: torch.Tensor, single_image: bool = False) -> list[Ima
     """
     if x.ndim == 3:
         x, single_image = x[None], True
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ValueError(f"images must be [B, C, H, W] or [C, H, W] with 1 or 3 channels, got shape {list(x.shape)}")
-    if not x.is_floating_point():
-        raise ValueError(f"images must be floats in [-1, 1], got {x.dtype}")
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.is_floating_point():
+        raise ValueError(f"images must be floats [B, C, H, W] with C = 1 or 3, got {x.dtype} {list(x.shape)}")
     if x.isnan().any():
         raise UserError("the images hold NaN: the model has diverged")
     x = ((x.detach().float() + 1) * 127.5).clamp(0, 255).round().byte()
@@ -127,8 +125,7 @@ class CachedAFHQDataset(AFHQDataset):
     def decode(self) -> None:
         """Decode the images or read the cache, unless that was done before.
 
-        Raises:
-            UserError: for a broken image, unless `skip_broken`; or when all images of a class are broken.
+        UserError for a broken image, unless `skip_broken`; or when all images of a class are broken.
         """
         if self.pixels is not None:
             return
@@ -148,11 +145,6 @@ class CachedAFHQDataset(AFHQDataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         self.decode()
         return to_tensor(self.pixels[index]), self.labels[index]
-
-    def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int]]:
-        self.decode()
-        images = to_tensor(self.pixels.index_select(0, torch.tensor(indices)))  # a batch at once
-        return [(image, self.labels[index]) for image, index in zip(images, indices, strict=True)]
 
 
 class TrainingBatches:
@@ -193,8 +185,7 @@ class AFHQDataModule:
         image_resolution, crop, skip_broken: see `CachedAFHQDataset`; without a `transform`.
         transform: from an RGB Pillow image to a tensor, anew each time; None takes the cached images.
 
-    Raises:
-        FileNotFoundError, UserError: when a split is missing, or they have different classes; see `download_afhq` too.
+    UserError when the splits have different classes; see also `list_classes` and `download_afhq`.
     """
 
     def __init__(
@@ -261,13 +252,8 @@ class AFHQDataModule:
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add(
-        "--data_root",
-        type=Path,
-        default="data/afhq",
-        metavar="DIR",
-        help="folder with train/ and val/, or one to create",
-    )
+    help = "folder with train/ and val/, or one to create"
+    add("--data_root", type=Path, default="data/afhq", metavar="DIR", help=help)
     source = parser.add_mutually_exclusive_group()
     help = "draw N training images per class instead of downloading AFHQ"
     source.add_argument("--synthetic", type=int_range(1), metavar="N", help=help)
@@ -301,9 +287,8 @@ def main() -> None:
     print(f"{split_dir(root, 'train')}: {len(train)} {synthetic}images of {classes}")
     if max(Counter(train.labels).values()) > 3000:
         print("    of which train.py takes the first 3000 per class; --max_num_images_per_cat -1 takes all")
-    size = f"{args.image_resolution}x{args.image_resolution}"
-    state = "made now" if is_new else "up to date"
-    print(f"{root / 'eval'}: {len(made.names)} {synthetic}images of {size}, {state}")
+    n, state = args.image_resolution, "made now" if is_new else "up to date"
+    print(f"{root / 'eval'}: {len(made.names)} {synthetic}images of {n}x{n}, {state}")
     if made.skipped:
         print(f"{len(made.skipped)} broken images are left out:", *map(one_line, made.skipped), sep="\n    ")
     if synthetic and not args.synthetic:

@@ -31,9 +31,6 @@ IDENTIFIED_ONLY = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that
 note = cache(print_note)  # once per process
 
 
-# Finding and reading files.
-
-
 @cache
 def image_suffixes() -> frozenset[str]:
     """The suffixes of files that the installed Pillow can decode."""
@@ -100,11 +97,8 @@ def read_image(
 ) -> Image.Image:
     """Read an image file, or the first frame of an animation; by default as RGB, upright as its EXIF data say.
 
-    A note tells of 16-bit images that are nearly black.
-
-    Raises:
-        OSError: when the file cannot be read.
-        UserError: when it cannot be decoded; the message names the file.
+    OSError when it cannot be read, UserError when it cannot be decoded. A note tells of 16-bit images that are nearly
+    black.
     """
     try:
         with Image.open(path) as image:
@@ -149,9 +143,6 @@ def process_images(
         return list(tqdm(pool.map(process, range(len(files)), files), title, len(files), unit="image"))
 
 
-# From images to pixels.
-
-
 def center_square(image: Image.Image) -> Image.Image:
     """The largest square in the middle of an image."""
     side = min(image.size)
@@ -190,9 +181,6 @@ def decode_images(
     broken = np.flatnonzero(reasons)
     pixels = np.delete(pixels, broken, axis=0) if len(broken) else pixels
     return {"pixels": pixels, "broken": broken, "reasons": reasons[broken]}
-
-
-# A cache on disk.
 
 
 def cache_dirs(root: Path) -> list[Path]:

@@ -38,9 +38,7 @@ def read_lab_checkpoint(
     """The contents of a lab checkpoint in the form of `read_checkpoint`; None for any other file.
 
     mode, beta_1 and beta_T are the schedule of a bare state dict, which has 1000 steps; a whole checkpoint has its own.
-
-    Raises:
-        UserError: when the predictor or the schedule is unknown, or the network is not one of `UNet`.
+    UserError when the predictor or the schedule is unknown, or the network is not one of `UNet`.
     """
     try:
         content = _load_inert(path)

@@ -36,8 +36,7 @@ class UNet(nn.Module):
         patch_size: 1, 2 or 4; patches of that side become channels at the input and pixels again at the output
             (Luhman & Luhman, 2022, arXiv:2207.04316), so that the blocks work on patch_size^2 fewer positions.
 
-    Raises:
-        UserError: for sizes that do not fit together.
+    UserError for sizes that do not fit together.
     """
 
     def __init__(

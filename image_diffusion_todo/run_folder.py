@@ -29,10 +29,11 @@ def new_run_folder(args: argparse.Namespace) -> Path:
     parent = Path("results") / f"{'cfg_' * args.use_cfg}predictor_{args.predictor}" / f"beta_{args.mode}"
     parent.mkdir(parents=True, exist_ok=True)
     name = datetime.now().strftime("%m-%d-%H%M%S")
-    for suffix in itertools.chain([""], (f"-{k}" for k in itertools.count(2))):
+    for k in itertools.count(1):
+        folder = parent / (name if k == 1 else f"{name}-{k}")
         with suppress(FileExistsError):
-            (parent / (name + suffix)).mkdir()
-            return parent / (name + suffix)
+            folder.mkdir()
+            return folder
 
 
 def save_config(settings: dict[str, Any], skipped: list[str], folder: Path) -> None:
@@ -46,11 +47,7 @@ def save_config(settings: dict[str, Any], skipped: list[str], folder: Path) -> N
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The contents of config.json.
-
-    Raises:
-        UserError: if the folder has none that can be read.
-    """
+    """The contents of config.json; UserError if the folder has none that can be read."""
     try:
         return dict(json.loads((folder / "config.json").read_bytes()))
     except (OSError, ValueError, TypeError):

@@ -22,8 +22,7 @@ class SampleFolder:
     def missing(self, num_samples: int) -> list[int]:
         """Which of the images 0 .. num_samples - 1 are missing or damaged.
 
-        Raises:
-            UserError: when the folder holds other images, which the FID program would measure as well.
+        UserError when the folder holds other images, which the FID program would measure as well.
         """
         paths = [self.folder / f"{i}.png" for i in range(num_samples)]
         there = set(list_images(self.folder))

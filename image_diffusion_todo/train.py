@@ -27,7 +27,7 @@ from prediction import LOSS_WEIGHTS, PARAMETRIZATIONS, should_clip_x0
 from progress import tqdm
 from run_folder import new_run_folder, read_config, save_config
 from scheduler import MODES, PREDICTORS, DDPMScheduler
-from speed import AUTO_ON_OFF, PRECISIONS, select_precision, should_compile
+from speed import AUTO_ON_OFF, PRECISIONS, select_precision
 from stopping import StopSignals
 from trainer import Trainer, build_network
 
@@ -158,16 +158,10 @@ def read_settings(run: Path) -> dict[str, object]:
 
 
 def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
-    """Start or resume a run. `cleanup` gets what must be closed afterwards.
-
-    Raises:
-        UserError, OSError: for settings or files that do not fit.
-        SystemExit: with code `EXIT_INTERRUPTED`, after a requested stop.
-    """
+    """Start or resume a run. `cleanup` gets what must be closed afterwards; a requested stop exits the program."""
     distributed = Distributed()
     device = distributed.device(args.device, args.gpu)
     args.precision = select_precision(args.precision, device)  # the same when resumed elsewhere
-    should_compile(args.compile, device, args.train_num_steps)  # or an error, before there is a folder
     if args.batch_size % (distributed.size * args.accumulate):
         parts = f"{distributed.size} processes of --accumulate {args.accumulate} parts"
         raise UserError(f"argument --batch_size: {args.batch_size} cannot be divided among {parts}")

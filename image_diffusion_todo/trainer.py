@@ -199,8 +199,7 @@ class Trainer:
     def save(self) -> None:
         """Write last.ckpt, a checkpoint of `ema` with the state of training, then stats.csv and loss.png.
 
-        Raises:
-            UserError, OSError: if losses or weights are not finite, or a file cannot be written. last.ckpt stays.
+        UserError if losses or weights are not finite; then the last.ckpt from before stays.
         """
         if self.saved_step == self.step:
             return
@@ -233,11 +232,9 @@ class Trainer:
             raise UserError(f"step {self.step}: {error}: training has failed. {self.resume_hint()}") from error
 
     def load(self) -> None:
-        """Continue from the folder's last.ckpt; without one, from the start.
+        """Continue from the folder's last.ckpt; without it and stats.csv, from the start.
 
-        Raises:
-            OSError: if it is missing although the run has statistics.
-            UserError: if it is damaged or does not belong to this run.
+        UserError if it is damaged or does not belong to this run.
         """
         if self.distributed.is_rank_zero:
             remove_partials(self.folder)

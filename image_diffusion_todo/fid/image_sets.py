@@ -67,11 +67,7 @@ class ImageSet:
 
 
 def open_image_set(path: str | os.PathLike) -> ImageSet:
-    """What a path of the command line names: a folder, see `find_images`, or an `.npz` file.
-
-    Raises:
-        UserError: when it is neither, or damaged.
-    """
+    """What a path of the command line names: a folder, see `find_images`, or an `.npz` file."""
     if Path(path).suffix.lower() == ".npz" and Path(path).is_file():
         return read_statistics(Path(path))
     return find_images(path)
@@ -80,9 +76,8 @@ def open_image_set(path: str | os.PathLike) -> ImageSet:
 def find_images(path: str | os.PathLike) -> ImageSet:
     """The images below a folder, see `images.list_images`.
 
-    Raises:
-        UserError: when it is not a folder, lacks images that `dataset.py` made, holds a broken one, or holds fewer than
-            the two that a covariance needs.
+    UserError when it is not a folder, lacks images that `dataset.py` made, holds a broken one, or holds fewer than the
+    two that a covariance needs.
     """
     path = Path(path)
     if not path.is_dir():
@@ -110,11 +105,7 @@ def find_images(path: str | os.PathLike) -> ImageSet:
 
 
 def read_statistics(path: Path) -> ImageSet:
-    """The statistics in an `.npz` file of this program or of pytorch-fid, which does not name its network.
-
-    Raises:
-        UserError: when it holds something else.
-    """
+    """The statistics in an `.npz` file of this program or of pytorch-fid, which does not name its network."""
     texts = {"count": int, "synthetic": bool, "network": str, "weights_sha256": str}
     lists = {"sizes": np.ndarray.tolist, "formats": np.ndarray.tolist}
     try:

@@ -41,9 +41,7 @@ LAB_WEIGHTS = Path(__file__).resolve().with_name("afhq_inception_v3.ckpt")
 class FeatureNetwork:
     """A network that is ready to measure, with what identifies it.
 
-    Raises (the constructors of the subclasses):
-        UserError: when the file of weights is damaged or another one.
-        OSError: when it is missing; the message says which file to put where.
+    The constructors of the subclasses raise a UserError or OSError when the file of weights is missing or damaged.
     """
 
     name: str  # of `--network`
@@ -137,11 +135,7 @@ def load_network(name: str, dims: int = STANDARD_WIDTH, device: torch.device | s
 def extract_features(
     files: Sequence[Path], network: FeatureNetwork, batch_size: int = 50, name: str = "images"
 ) -> np.ndarray:
-    """The features of image files, float32 [N, D] in their order.
-
-    Raises:
-        UserError: for a broken image, or features that are not finite.
-    """
+    """The features of image files, float32 [N, D] in their order; UserError for features that are not finite."""
     batches = [files[i : i + batch_size] for i in range(0, len(files), batch_size)]
     features = []
     bar = tqdm(total=len(files), desc=f"features of {name}", unit="image", leave=False)

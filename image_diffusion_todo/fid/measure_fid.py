@@ -41,11 +41,7 @@ TRAINED_ON = {
 def measure(
     real: ImageSet, generated: ImageSet, network: FeatureNetwork, batch_size: int = 50, kid: bool = False
 ) -> dict[str, Any]:
-    """The result, as in --json: "name" (FID, FID-768, ...), "distance", "kid" with `kid`, and how it was measured.
-
-    Raises:
-        UserError: for broken images, damaged weights, or statistics that cannot be compared.
-    """
+    """The result, as in --json: "name" (FID, FID-768, ...), "distance", "kid" with `kid`, and how it was measured."""
     for images in (real, generated):
         images.check_comparable(network)
         if kid and images.statistics:

@@ -172,7 +172,7 @@ def test_cached_images_are_those_of_the_files(module, root, crop):
     data = module(crop=crop)
     plain = AFHQDataset(root, "train", lambda image: to_tensor(np.array(resize(image, 16, crop))).permute(2, 0, 1))
     assert isinstance(data.train_ds, AFHQDataset) and data.train_ds.fnames == plain.fnames
-    for (x, label), (y, wanted) in zip(data.train_ds.__getitems__(list(range(8))), plain, strict=True):
+    for (x, label), (y, wanted) in zip(data.train_ds, plain, strict=True):
         assert torch.equal(x, y) and label == wanted
     x, label = data.train_ds[7]
     x += 1  # a copy: the cached image stays
