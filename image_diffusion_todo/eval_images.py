@@ -50,7 +50,7 @@ def make_eval_images(
     folder, settings = root / "eval", (file_format, resolution, crop)
     files = [file for images in list_classes(root, "val").values() for file in images]
     made_from = fingerprint(files, root, *settings)
-    present, manifest = set(visible_names(folder)), _read_manifest(folder) or EvalImages("", [], [])
+    present, manifest = set(visible_names(folder)), _read_manifest(folder)
     if manifest.made_from == made_from and present == set(manifest.names) and (skip_broken or not manifest.skipped):
         return manifest, False
     if others := sorted(present - set(manifest.names)):
@@ -84,22 +84,20 @@ def make_eval_images(
 
 def check_eval_complete(folder: Path) -> None:
     """Raise a UserError if `make_eval_images` made this folder, and images were removed or added since."""
-    if not (manifest := _read_manifest(folder)):
-        return
+    made = set(_read_manifest(folder).names)
     present = {path.relative_to(folder).as_posix() for path in list_images(folder)}
-    if present != set(manifest.names):
-        held, others = len(present & set(manifest.names)), len(present - set(manifest.names))
+    if made and present != made:
         raise UserError(
-            f"{folder} holds {held} of the {len(manifest.names)} images that dataset.py made, and {others} other "
-            "images: remove the folder and run dataset.py again"
+            f"{folder} holds {len(present & made)} of the {len(made)} images that dataset.py made, and "
+            f"{len(present - made)} other images: remove the folder and run dataset.py again"
         )
 
 
-def _read_manifest(folder: Path) -> EvalImages | None:
-    """The manifest in a folder, None if there is none; a UserError if it is damaged."""
+def _read_manifest(folder: Path) -> EvalImages:
+    """The manifest in a folder, an empty one if there is none; a UserError if it is damaged."""
     path = folder / EVAL_MANIFEST
     if not path.exists():
-        return None
+        return EvalImages("", [], [])
     try:
         manifest = json.loads(path.read_text())
         return EvalImages(manifest.get("made_from", ""), list(manifest["names"]), manifest.get("skipped", []))

@@ -55,19 +55,9 @@ class UNet(nn.Module):
     ):
         super().__init__()
         # The arguments, saved in checkpoints to rebuild the network.
-        self.config = {
-            "T": T,
-            "image_resolution": image_resolution,
-            "ch": ch,
-            "ch_mult": list(ch_mult),
-            "attn": list(attn),
-            "num_res_blocks": num_res_blocks,
-            "dropout": dropout,
-            "use_cfg": use_cfg,
-            "cfg_dropout": cfg_dropout,
-            "num_classes": num_classes,
-            "patch_size": patch_size,
-        }
+        self.config = dict(T=T, image_resolution=image_resolution, ch=ch, ch_mult=list(ch_mult), attn=list(attn))
+        self.config |= dict(num_res_blocks=num_res_blocks, dropout=dropout, patch_size=patch_size)
+        self.config |= dict(use_cfg=use_cfg, cfg_dropout=cfg_dropout, num_classes=num_classes)
         for name, limit in LIMITS.items():
             value = self.config[name]
             sizes = value if isinstance(value, list) else [value]

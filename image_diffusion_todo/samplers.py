@@ -107,9 +107,7 @@ def sampling_timesteps(
     both from the last timestep with alpha-bar >= `MIN_ALPHA_BAR` down to 0.
 
     num_inference_steps None means T for ddpm, else `DEFAULT_STEPS`. The result is shorter where rounding leaves fewer.
-
-    Raises:
-        ValueError: for settings that do not fit together; the message begins with the argument's name.
+    ValueError for settings that do not fit together; its message begins with the argument's name.
     """
     T = scheduler.num_train_timesteps
     if sample_method not in METHODS:

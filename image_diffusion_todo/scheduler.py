@@ -82,9 +82,6 @@ class BaseScheduler(nn.Module):
         alpha_bars: alpha-bar as T + 1 Python floats; alpha_bars[-1] is the clean data's, 1.
         Buffers, float32 [T]: betas, alphas, alphas_cumprod (alpha-bar_t), alphas_cumprod_prev (alpha-bar_{t-1}, 1 at
         t = 0), sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod, posterior_variance (eq. 7; 0 at t = 0).
-
-    Raises:
-        ValueError: for an unknown mode, or T or betas out of range.
     """
 
     def __init__(self, num_train_timesteps: int, beta_1: float = 1e-4, beta_T: float = 0.02, mode: str = "linear"):
@@ -129,9 +126,6 @@ class DDPMScheduler(BaseScheduler):
     Further buffers, float32 [T]: sigmas, the standard deviation of a reverse step; posterior_mean_coef_x0 and
     posterior_mean_coef_xt, the coefficients of eq. 7 (1 and 0 at t = 0). With sigma_type "small", the variance of a
     step is beta~_t, optimal if x_0 is a single point; with "large", beta_t, optimal for x_0 ~ N(0, I) (DDPM, Sec. 3.2).
-
-    Raises:
-        ValueError: for an unknown sigma_type, and as `BaseScheduler`.
     """
 
     def __init__(
@@ -177,11 +171,7 @@ class DDPMScheduler(BaseScheduler):
         predictor: str,
         z: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """One reverse step x_t -> x_{t-1}; net_out is the predicted "noise", "x0" or "mean", z the step's noise.
-
-        Raises:
-            ValueError: for an unknown predictor.
-        """
+        """One reverse step x_t -> x_{t-1}; net_out is the predicted "noise", "x0" or "mean", z the step's noise."""
         steps = {"noise": self.step_predict_noise, "x0": self.step_predict_x0, "mean": self.step_predict_mean}
         if predictor not in steps:
             raise ValueError(f"unknown predictor {predictor!r}: choose one of {', '.join(steps)}")
