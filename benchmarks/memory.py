@@ -9,6 +9,7 @@ Each figure is the peak of a process of its own during one step in float32, less
 import itertools
 
 import bench
+from bench_tables import MEMORY, markdown, table
 
 from cli import int_range
 
@@ -20,16 +21,14 @@ def main() -> None:
     parser.add_argument("--image_resolution", default=[64], help="height and width of the images", **several)
     parser.add_argument("--ch", type=int_range(32), default=128, metavar="N", help="channels of the first level")
     args = parser.parse_args()
-    print("| images | batch | kept, GiB | recomputed, GiB | time, recomputed / kept |\n|---|---|---|---|---|")
     rows = []
     for resolution, batch_size in itertools.product(args.image_resolution, args.batch_size):
         unet = {"ch": args.ch, "image_resolution": resolution}
         kept, seconds = bench.peak_memory(unet, batch_size)
         recomputed, longer = bench.peak_memory(unet, batch_size, activation_checkpointing=True)
-        times = longer / seconds
-        print(f"| {resolution}x{resolution} | {batch_size} | {kept:.2f} | {recomputed:.2f} | {times:.2f} |", flush=True)
         row = {"image_resolution": resolution, "batch_size": batch_size, "ch": args.ch}
-        rows.append(row | {"kept_gib": kept, "recomputed_gib": recomputed, "slowdown": times})
+        rows.append(row | {"kept_gib": kept, "recomputed_gib": recomputed, "slowdown": longer / seconds})
+    print(markdown(table(rows, MEMORY)))
     bench.write_json(args.json, rows)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import bench
 import torch
+from bench_tables import PATCHES, markdown, table, with_speedups
 
 import speed
 from cli import int_range
@@ -50,25 +51,26 @@ def main() -> None:
     size = {"type": int_range(32), "default": 64, "metavar": "N"}
     parser.add_argument("--image_resolution", help="height and width of the images", **size)
     args = parser.parse_args()
-    print("| network | patch | training step, s | evaluation, s | memory, GiB |\n|---|---|---|---|---|")
     unets = {
-        (name, p): (options | {"image_resolution": args.image_resolution, "patch_size": p}, batch_size)
-        for name, (options, batch_size) in NETWORKS.items()
+        (name, p): NETWORKS[name][0] | {"image_resolution": args.image_resolution, "patch_size": p}
+        for name in args.networks
         for p in PATCH_SIZES
-        if name in args.networks
     }
-    peaks = {key: bench.peak_memory(*unet)[0] for key, unet in unets.items()}  # while this process is small
+    # While this process is small.
+    peaks = {(name, p): bench.peak_memory(unet, NETWORKS[name][1])[0] for (name, p), unet in unets.items()}
     rows = []
     for name in args.networks:
-        calls = {(p, i): call for p in PATCH_SIZES for i, call in enumerate(make_calls(*unets[name, p]))}
+        batch_size = NETWORKS[name][1]
+        calls = {}
+        for p in PATCH_SIZES:
+            calls["step", p], calls["evaluation", p] = make_calls(unets[name, p], batch_size)
         bench.take_turns(calls, 1)  # warm-up
         seconds = bench.medians(bench.take_turns(calls, args.turns))
         for p in PATCH_SIZES:
-            step, evaluation, peak = seconds[p, 0], seconds[p, 1], peaks[name, p]
-            print(f"| {name} | {p} | {step:.3f} | {evaluation:.3f} | {peak:.2f} |", flush=True)
-            row = {"network": name, "batch_size": NETWORKS[name][1], "image_resolution": args.image_resolution}
-            row |= {"patch_size": p, "step_seconds": step, "evaluation_seconds": evaluation, "memory_gib": peak}
-            rows.append(row)
+            row = {"network": name, "batch_size": batch_size, "image_resolution": args.image_resolution}
+            row |= {"patch_size": p, "step_seconds": seconds["step", p]}
+            rows.append(row | {"evaluation_seconds": seconds["evaluation", p], "memory_gib": peaks[name, p]})
+    print(markdown(table(with_speedups(rows), PATCHES)))
     bench.write_json(args.json, rows)
 
 

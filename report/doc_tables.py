@@ -7,6 +7,7 @@ A table stands between `<!-- table NAME -->` and `<!-- end -->`, where NAME is a
 
 import json
 import re
+import sys
 from collections.abc import Iterable
 from itertools import groupby
 from math import isnan
@@ -15,6 +16,10 @@ from statistics import mean
 import build
 from cli import ArgumentParser, UserError, exit_on_user_error
 from common import REPORT, ROOT, read_table, write
+
+sys.path.append(str(ROOT / "benchmarks"))  # last: its fid.py must not hide the package fid
+
+from bench_tables import FID, MEMORY, PATCHES, SPEED, markdown, table, with_speedups
 
 DOCUMENTS = [ROOT / name for name in ("README.md", "report/README.md", "benchmarks/README.md")]
 # The figures and tables of report.typ that each program makes.
@@ -44,11 +49,11 @@ def load(name: str) -> dict | list:
 
 def study() -> list[list[float | None]]:
     """FID-768 of each of the lab's runs as in the lab, clipped, and preconditioned; NaN where samples diverged."""
-    table = read("study")
+    rows = read("study")
     names = "mode", "predictor", "parametrization", "clip_x0", "sampling", "images"
-    found = {tuple(row[name] for name in names): float(row["fid768"]) for row in table}
+    found = {tuple(row[name] for name in names): float(row["fid768"]) for row in rows}
     forms = [("direct", "False"), ("direct", "True"), ("preconditioned", "True")]
-    sampling = table[0]["sampling"], table[0]["images"]
+    sampling = rows[0]["sampling"], rows[0]["images"]
     return [[found.get((*run, *form, *sampling)) for form in forms] for run in LAB_RUNS]
 
 
@@ -116,11 +121,11 @@ def predictors() -> Rows:
 
 def samplers() -> Rows:
     """FID-768 and KID by sampler and number of network evaluations."""
+    clipped = {"True": "yes", "False": "no", "": ""}
     rows = [["images", "NFE", "number", "x_0 clipped", "FID-768", "KID"]]
     for row in read("cats64_sampling"):
-        clipped = {"True": "yes", "False": "no", "": ""}[row["clip_x0"]]
-        cells = row["sample_method"], row["steps"], row["images"], clipped, f"{float(row['distance']):.3f}", row["kid"]
-        rows.append([*cells])
+        what = row["sample_method"], row["steps"], row["images"], clipped[row["clip_x0"]]
+        rows.append([*what, f"{float(row['distance']):.3f}", row["kid"]])
     return rows
 
 
@@ -138,13 +143,11 @@ def pages() -> Rows:
 
 def speed() -> Rows:
     """The time of a training step, optimisation by optimisation."""
-    tables = [load(name)["results"][0]["table"] for name in ("speed_cpu", "speed_cpu_full")]
-    names = [f"{network}: {name}" for network in ("small", "the lab's") for name in ("images/s", "speed-up", "spread")]
-    rows = [["", *names]]
-    for pair in zip(*tables, strict=True):
-        cells = [[f"{r['images_per_second']:.3g}", f"{r['times_plain']:.2f}", f"{r['spread']:.0%}"] for r in pair]
-        rows.append([pair[0]["row"], *cells[0], *cells[1]])
-    return rows
+    rows = []
+    for network, name in (("small", "speed_cpu"), ("the lab's", "speed_cpu_full")):
+        columns = [(f"{network}: {header}", cell) for header, cell in SPEED[1:]]
+        rows.append(table(load(name)["results"][0]["table"], [SPEED[0], *columns]))
+    return [[*small, *full[1:]] for small, full in zip(*rows, strict=True)]
 
 
 def cost() -> Rows:
@@ -159,44 +162,27 @@ def cost() -> Rows:
 
 def memory() -> Rows:
     """Peak memory of a training step."""
-    rows = [["images", "batch", "kept, GiB", "recomputed, GiB", "time, recomputed / kept"]]
-    for row in [*load("memory_cpu"), *load("memory_cpu_large")]:
-        size, cells = row["image_resolution"], list(row.values())[-3:]
-        rows.append([f"{size}x{size}", str(row["batch_size"]), *(f"{cell:.2f}" for cell in cells)])
-    return rows
+    return table(load("memory_cpu") + load("memory_cpu_large"), MEMORY)
 
 
 def patches() -> Rows:
     """What patches of pixels save."""
-    rows = [["network", "batch", "patch", "training step, s", "speed-up", "evaluation, s", "speed-up", "memory, GiB"]]
-    measured = load("patches_cpu")
-    for row in measured:
-        whole = next(other for other in measured if other["network"] == row["network"])  # patches of one pixel
-        cells = [row["network"], str(row["batch_size"]), str(row["patch_size"])]
-        for kind in ("step_seconds", "evaluation_seconds"):
-            cells += [f"{row[kind]:.2f}", f"{whole[kind] / row[kind]:.1f}"]
-        rows.append([*cells, f"{row['memory_gib']:.2f}"])
-    return rows
+    return table(with_speedups(load("patches_cpu")), PATCHES)
 
 
 def fid() -> Rows:
     """Our FID program against pytorch-fid."""
-    rows = [["", "pytorch-fid, s", "here, s", "speed-up", "relative difference"]]
-    for row in load("fid_cpu")["rows"]:
-        seconds = [f"{row[program]['median']:.3g}" for program in ("pytorch_fid", "ours")]
-        rows.append([row["what"], *seconds, f"{row['speedup']:.3g}", f"{row['relative_difference']:.1e}"])
-    return rows
+    return table(load("fid_cpu")["rows"], FID)
 
 
 def filled(text: str) -> str:
     """A document with its tables generated."""
-
-    def table(match: re.Match) -> str:
-        first, *rows = globals()[match[2]]()
-        lines = ["| " + " | ".join(row) + " |" for row in (first, ["---"] * len(first), *rows)]
-        return "\n".join([match[1], *lines, match[3]])
-
-    return re.sub(r"(<!-- table (\w+) -->)\n.*?(<!-- end -->)", table, text, flags=re.DOTALL)
+    return re.sub(
+        r"(<!-- table (\w+) -->)\n.*?(<!-- end -->)",
+        lambda match: "\n".join([match[1], markdown(globals()[match[2]]()), match[3]]),
+        text,
+        flags=re.DOTALL,
+    )
 
 
 def main() -> None:
