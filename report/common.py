@@ -41,6 +41,8 @@ OUT = dict(type=writable_folder, default=REPORT, metavar="DIR", help="gets figur
 
 WIDTH = 6.3  # inches: the 16 cm of text on a page
 DPI = 175
+Content = bytes | plt.Figure | Image.Image | list[dict[str, object]]  # of a file
+
 plt.rc("font", size=8)
 plt.rc("axes", titlesize=8)
 plt.rc("legend", fontsize=7)
@@ -149,23 +151,23 @@ class ResultTable:
         return row
 
 
-def write(path: Path, content: bytes | plt.Figure | list[dict[str, object]]) -> None:
-    """Write a file, a figure (SVG or PNG, by the suffix) or the rows of a CSV table; its folder is made."""
-    if isinstance(content, plt.Figure):
-        figure, file = content, io.BytesIO()
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(file, format=path.suffix[1:], dpi=DPI, metadata=metadata)
-        plt.close(figure)
-        content = file.getvalue()
-    elif isinstance(content, list):
-        text = io.StringIO()
-        table = csv.DictWriter(text, content[0], lineterminator="\n")
-        table.writeheader()
-        table.writerows(content)
-        content = text.getvalue().encode()
+def write(path: Path, content: Content) -> None:
+    """Write bytes, a figure (SVG or PNG, by the suffix), a picture or the rows of a CSV table; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.write(content)
+        if isinstance(content, plt.Figure):
+            metadata = {"Date": None} if path.suffix == ".svg" else None
+            content.savefig(file, format=path.suffix[1:], dpi=DPI, metadata=metadata)
+            plt.close(content)
+        elif isinstance(content, Image.Image):
+            content.save(file, format="PNG")
+        elif isinstance(content, list):
+            table = csv.DictWriter(text := io.StringIO(), content[0], lineterminator="\n")
+            table.writeheader()
+            table.writerows(content)
+            file.write(text.getvalue().encode())
+        else:
+            file.write(content)
 
 
 def label_log_axis(axis: Axis) -> None:

@@ -20,10 +20,10 @@ named. Samples come from the averaged weights of `last.ckpt` by all T steps of D
 are the first images of `sampling.py` on the same kind of device.
 """
 
-import io
 import re
-from collections.abc import Iterator, Sequence
-from functools import cache, partial
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -145,12 +145,12 @@ def draw_trajectories(runs: Sequence[Run], clip_x0: bool, device: torch.device) 
         strips[f"{mode}: $x_t$"] = trajectory_image(chains.frames[:, :1])
         strips[f"{mode}: $x_0$"] = trajectory_image(chains.x_0[:, :1])
     first, *times = chains.times
-    return draw_strips(strips, [f"t = {first}", *map(str, times)], _note(runs))
+    return draw_strips(strips, [f"{first} steps left", *map(str, times)], _note(runs))
 
 
 def draw_mean_colour(runs: Sequence[Run], real: torch.Tensor | None, device: torch.device) -> plt.Figure:
     """The mean colour along the chain under each schedule; grey: of noised real images [N, 3, H, W]."""
-    fig, axes = plt.subplots(1, len(runs), figsize=(WIDTH, 1.9), sharey=True, layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(1, len(runs), figsize=(WIDTH, 2.1), sharey=True, layout="constrained", squeeze=False)
     unclipped, clipped = (chains_of(runs, clip_x0, device) for clip_x0 in (False, True))
     for ax, run in zip(axes[0], runs, strict=True):
         mode, ddpm = run.config["mode"], common.load_model(run.folder / "last.ckpt")
@@ -165,7 +165,7 @@ def draw_mean_colour(runs: Sequence[Run], real: torch.Tensor | None, device: tor
         ax.invert_xaxis()
         ax.grid()
     axes[0, 0].set_ylabel("mean colour of $x_t$")
-    axes[0, -1].legend()
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return fig
 
 
@@ -210,84 +210,74 @@ def comparable_runs(figure: str, keys: Sequence[Key], runs: dict[Key, Run]) -> l
 
 
 def main() -> None:
-    """The program."""
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     results = common.PROGRAMS / "results"
     add("--runs", type=Path, nargs="+", metavar="DIR", help="where runs are (default: image_diffusion_todo/results)")
     add("--fid", type=Path, nargs="+", default=[], metavar="FILE", help="what fid/measure_fid.py --json wrote")
-    what = "the samples of each --fid, in that order (default: where they were when they were measured)"
-    add("--samples", type=Path, nargs="+", default=[], metavar="DIR", help=what)
     what = "gets figures/ and tables/ (default: report)"
-    add("--out", type=Path, default=common.ROOT / "report", metavar="DIR", help=what)
+    add("--out", type=Path, default=common.REPORT, metavar="DIR", help=what)
     add("--predictor", choices=PREDICTORS, default="noise", help="of the trajectories")
     add("--roll", type=Path, metavar="DIR", help="results of Task 1, to be copied")
     add("--mode", choices=MODES, default="linear", help="of the predictors' samples")
     add("--data_root", type=Path, metavar="DIR", help="the runs' data, to show real images beside the samples")
     add("--device", type=select_device, default="auto", metavar="NAME", help="auto, cpu, cuda, mps")
     args = parser.parse_args()
-    if args.samples and len(args.samples) != len(args.fid):
-        parser.error(f"argument --samples: {len(args.samples)} folders for {len(args.fid)} files of --fid")
     with exit_on_user_error(interrupted="stopped; the files named above are whole"):
         check_writable(args.out)
-        distances = read_distances(args.fid)
-        found = find_runs(args.runs or [results] * results.is_dir())
-        runs = choose_runs(found)
-        for key, run in runs.items():
-            print(f"taken: {flags_of(key)}: {one_line(str(run.folder))}, step {run.step}")
-        written = set()
+        make_all(args, args.runs or [results] * results.is_dir())
 
-        def write(product: str, content: bytes | plt.Figure | list[dict[str, object]]) -> None:
-            common.write(args.out / product, content)
-            written.add(product)
-            print(args.out / product)
 
-        if args.roll:
-            names = "figures/swiss_roll_q_sample.png", "figures/swiss_roll_loss.png", "figures/swiss_roll_samples.png"
-            for product in ("tables/swiss_roll.json", *names):
-                write(product, (args.roll / Path(product).name).read_bytes())
-        write("figures/schedules.svg", draw_schedules())
-        if runs:
-            write("tables/runs.csv", [run.row for run in runs.values()])
-        if distances:
-            best, folder = best_of(distances, args.samples, found)
-            write("tables/best.csv", [{"key": key, "value": value} for key, value in best.items()])
-            sheet = io.BytesIO()
-            contact_sheet(folder, 64, per_row=8).save(sheet, format="PNG")
-            write("figures/best_samples.png", sheet.getvalue())
+def make_all(args: Namespace, places: Sequence[Path]) -> None:
+    """Write all figures and tables for which there are runs, and name what is missing."""
+    distances, found = read_distances(args.fid), find_runs(places)
+    runs = choose_runs(found)
+    for key, run in runs.items():
+        print(f"taken: {flags_of(key)}: {one_line(str(run.folder))}, step {run.step}")
+    written = set()
 
-        def key(mode: str, predictor: str, form: str) -> Key:
-            return mode, predictor, form, FORMS[form]
+    def write(product: str, content: common.Content) -> None:
+        common.write(args.out / product, content)
+        written.add(product)
+        print(args.out / product)
 
-        real = None
-        if args.data_root and runs:
-            real = read_real_images(args.data_root, next(iter(runs.values())).config["image_resolution"])
-        by_mode = {form: [key(mode, args.predictor, form) for mode in MODES] for form in FORMS}
-        by_predictor = {form: [key(args.mode, predictor, form) for predictor in PREDICTORS] for form in FORMS}
-        device = args.device
-        figures = {
-            "figures/losses.svg": (
-                draw_losses,
-                [key(mode, predictor, "direct") for predictor in PREDICTORS for mode in MODES],
-            ),
-            "figures/trajectories.png": (partial(draw_trajectories, clip_x0=False, device=device), by_mode["direct"]),
-            "figures/mean_colour.svg": (partial(draw_mean_colour, real=real, device=device), by_mode["direct"]),
-            "figures/predictor_samples.png": (
-                partial(draw_samples, real=real, device=device),
-                by_predictor["direct"] + [k for k in by_predictor["preconditioned"] if k in runs],
-            ),
-        }
-        if runs.keys() & set(by_mode["preconditioned"]):  # optional in the report
-            draw = partial(draw_trajectories, clip_x0=True, device=device)
-            figures["figures/trajectories_preconditioned.png"] = draw, by_mode["preconditioned"]
-        for product, (draw, keys) in figures.items():
-            if shown := comparable_runs(product, keys, runs):
-                write(product, draw(shown))
+    if args.roll:
+        names = "figures/swiss_roll_q_sample.png", "figures/swiss_roll_loss.png", "figures/swiss_roll_samples.png"
+        for product in ("tables/swiss_roll.json", *names):
+            write(product, (args.roll / Path(product).name).read_bytes())
+    write("figures/schedules.svg", draw_schedules())
+    if runs:
+        write("tables/runs.csv", [run.row for run in runs.values()])
+    if distances:
+        best, folder = best_of(distances, found)
+        write("tables/best.csv", [{"key": key, "value": value} for key, value in best.items()])
+        write("figures/best_samples.png", contact_sheet(folder, 64, per_row=8))
 
-        text = (common.ROOT / "report/report.typ").read_text(encoding="utf-8")
-        for product in sorted(set(re.findall(r'"((?:figures|tables)/[^"]+)"', text)) - written):
-            if (args.out / product).exists():
-                print(f"old: {args.out / product}, which the report shows, is not from these runs")
+    def keys(predictors: Sequence[str], modes: Sequence[str], form: str) -> list[Key]:
+        return [(mode, predictor, form, FORMS[form]) for predictor in predictors for mode in modes]
+
+    direct, preconditioned = (keys([args.predictor], MODES, form) for form in FORMS)
+    samples = keys(PREDICTORS, [args.mode], "direct")
+    samples += [key for key in keys(PREDICTORS, [args.mode], "preconditioned") if key in runs]
+    real = None
+    if args.data_root and runs:
+        real = read_real_images(args.data_root, next(iter(runs.values())).config["image_resolution"])
+
+    def draw(product: str, keys: Sequence[Key], function: Callable[..., plt.Figure], *settings: object) -> None:
+        if shown := comparable_runs(product, keys, runs):
+            write(product, function(shown, *settings))
+
+    draw("figures/losses.svg", keys(PREDICTORS, MODES, "direct"), draw_losses)
+    draw("figures/trajectories.png", direct, draw_trajectories, False, args.device)
+    draw("figures/mean_colour.svg", direct, draw_mean_colour, real, args.device)
+    draw("figures/predictor_samples.png", samples, draw_samples, real, args.device)
+    if runs.keys() & set(preconditioned):  # optional in the report
+        draw("figures/trajectories_preconditioned.png", preconditioned, draw_trajectories, True, args.device)
+
+    text = (common.REPORT / "report.typ").read_text(encoding="utf-8")
+    for product in sorted(set(re.findall(r'"((?:figures|tables)/[^"]+)"', text)) - written):
+        if (args.out / product).exists():
+            print(f"old: {args.out / product}, which the report shows, is not from these runs")
 
 
 if __name__ == "__main__":

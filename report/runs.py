@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from scheduler import MODES, PREDICTORS
 
 Key = tuple[str, str, str, str]  # mode, predictor, parametrization, loss weight
 KEY = ("mode", "predictor", "parametrization", "loss_weight")
-OLD_CONFIG = {"parametrization": "direct", "loss_weight": "none", "use_cfg": False}  # of runs before these flags
 # What two distances must share to be compared.
 SAME = ("name", "gt_synthetic", "gt_images", "gt_sizes", "gen_images", "weights_sha256")
 
@@ -50,7 +48,7 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """The run in a folder; OSError, ValueError, KeyError or TypeError if it is incomplete or damaged."""
-    config = OLD_CONFIG | json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     losses = [(int(row["step"]), float(row["loss"])) for row in common.read_table(folder / "stats.csv")]
     if not losses:
         raise UserError("no losses in stats.csv yet")
@@ -59,23 +57,17 @@ def read_run(folder: Path) -> Run:
     row |= {name: config[name] for name in ("batch_size", "image_resolution", "ch")}
     row |= {"T": config["num_diffusion_train_timesteps"], "num_images": config["num_images"]}
     row |= {"classes": " ".join(config["classes"]), "synthetic_faces": config["synthetic_faces"]}
-    weights = sum(weight.numel() for weight in checkpoint["state_dict"].values())
-    row |= {"last_loss": f"{losses[-1][1]:.6f}", "weights": weights}
+    row |= {"last_loss": f"{losses[-1][1]:.6f}", "weights": sum(w.numel() for w in checkpoint["state_dict"].values())}
     return Run(folder, config, row, losses)
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:
     """All runs anywhere below some folders; those that cannot be read are named on stdout."""
-    found, visited = {}, set()
+    found = {}
     for place in folders:
         if not place.is_dir():
             raise UserError(f"argument --runs: {place} is not a folder")
-        for folder, inside, files in os.walk(place, followlinks=True):
-            if (resolved := Path(folder).resolve()) in visited:
-                inside.clear()  # a link to a folder that was seen
-            elif "config.json" in files:
-                found[resolved] = Path(folder)
-            visited.add(resolved)
+        found |= {path.parent.resolve(): path.parent for path in place.rglob("config.json")}
     runs = []
     for folder in tqdm(sorted(found.values()), desc="reading runs", unit="run", leave=False):
         try:
@@ -91,7 +83,7 @@ def choose_runs(runs: Iterable[Run]) -> dict[Key, Run]:
 
     def rank(run: Run) -> tuple:
         # Folders are named MM-DD-HHMMSS, with -2, -3, ... where that was taken.
-        return run.step, [int(number) for number in re.findall(r"\d+", run.folder.resolve().name)], str(run.folder)
+        return run.step, [int(number) for number in re.findall(r"\d+", run.folder.resolve().name)]
 
     chosen = {}
     for run in sorted(runs, key=rank):
@@ -106,54 +98,48 @@ def choose_runs(runs: Iterable[Run]) -> dict[Key, Run]:
 
 def flags_of(key: Key) -> str:
     """The flags of train.py for a combination."""
-    values = {name: value for name, value in zip(KEY, key, strict=True) if OLD_CONFIG.get(name) != value}
-    return " ".join(f"--{name} {value}" for name, value in values.items())
+    return " ".join(
+        f"--{name} {value}" for name, value in zip(KEY, key, strict=True) if value not in ("direct", "none")
+    )
 
 
 def read_distances(files: Iterable[Path]) -> list[dict[str, Any]]:
-    """The results that fid/measure_fid.py --json wrote, each with its "file"; UserError if they cannot be compared."""
+    """The results that fid/measure_fid.py --json wrote; UserError if they cannot be compared."""
     results = []
     for path in files:
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-            kept = {name: result[name] for name in (*SAME, "distance", "gen_dir", "gen_sizes")}
-            result = kept | {"network": result.get("network"), "file": path}
+            results.append({name: result[name] for name in (*SAME, "distance", "network", "gen_dir", "gen_sizes")})
         except (ValueError, KeyError, TypeError):
             raise UserError(f"argument --fid: {path} was not written by fid/measure_fid.py --json") from None
-        results.append(result)
         for name in SAME:
-            if result[name] != results[0][name]:
-                values = " and ".join(f"{r[name]} in {r['file']}" for r in (results[0], result))
-                raise UserError(f"argument --fid: these distances cannot be compared: {name} is {values}")
+            first, this = results[0][name], results[-1][name]
+            if first != this:
+                raise UserError(f"argument --fid: {path} cannot be compared with the first: {name} {this}, not {first}")
     return results
 
 
 def settings_of(folder: Path, count: int) -> dict[str, Any]:
     """The settings that sampling.py left in each of the `count` images of a folder."""
-    settings = set()
+    settings = []
     for file in list_images(folder):
         with Image.open(file) as image:
-            settings.add(image.info.get(SETTINGS_KEY))
-    if len(list_images(folder)) != count or len(settings) != 1 or None in settings:
+            settings.append(image.info.get(SETTINGS_KEY))
+    if len(settings) != count or len(set(settings)) != 1 or None in settings:
         raise UserError(f"{folder} does not hold the {count} images of one call of sampling.py")
-    return json.loads(settings.pop())
+    return json.loads(settings[0])
 
 
-def best_of(
-    results: Sequence[dict[str, Any]], samples: Sequence[Path], runs: Iterable[Run]
-) -> tuple[dict[str, object], Path]:
+def best_of(results: Sequence[dict[str, Any]], runs: Iterable[Run]) -> tuple[dict[str, object], Path]:
     """All that is known about the lowest distance, and the folder of its samples; UserError if these are not found.
 
-    Samples name the hash of their model, and the run is the one whose checkpoint has this hash. `samples` are the
-    folders of the results' samples, if these are no longer where they were measured.
+    Samples name the hash of their model, and the run is the one whose checkpoint has this hash.
     """
-    best = min(range(len(results)), key=lambda i: results[i]["distance"])
-    result = results[best]
+    result = min(results, key=lambda result: result["distance"])
     measured = Path(result["gen_dir"])
-    folders = [samples[best]] if samples else [measured, common.PROGRAMS / measured]
-    folder = next((folder for folder in folders if folder.is_dir()), None)
+    folder = next((folder for folder in (measured, common.PROGRAMS / measured) if folder.is_dir()), None)
     if folder is None:
-        raise UserError(f"{result['file']}: its samples are not in {folders[0]}: name their folder with --samples")
+        raise UserError(f"argument --fid: the samples of the lowest distance are no longer in {measured}")
     settings = settings_of(folder, result["gen_images"])
     candidates = itertools.product(tqdm(runs, desc="looking for the best model", leave=False), ("ema", "last"))
     for run, weights in candidates:

@@ -40,7 +40,15 @@ def folder_of(root, mode, predictor, form="direct"):
 
 def measured(path, gen_dir, distance, **changes):
     """What fid/measure_fid.py --json writes."""
-    result = dict(name="FID", distance=distance, gt_images=5, gt_sizes=["8x8"], gt_synthetic=False, gen_images=3)
+    result = dict(
+        name="FID",
+        network="pytorch-fid",
+        distance=distance,
+        gt_images=5,
+        gt_sizes=["8x8"],
+        gt_synthetic=False,
+        gen_images=3,
+    )
     result |= dict(gen_dir=str(gen_dir), gen_sizes=["8x8"], weights_sha256="abc") | changes
     path.write_text(json.dumps(result))
     return path
