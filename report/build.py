@@ -36,10 +36,7 @@ def definitions(path: Path) -> dict[str, str]:
                 found[prefix + node.name] = textwrap.dedent("\n".join(kept)).strip()
                 visit(node.body, f"{prefix}{node.name}.")
 
-    try:
-        visit(ast.parse(source).body, "")
-    except SyntaxError as error:
-        raise UserError(f"{path} is not valid Python: {error}") from None
+    visit(ast.parse(source, filename=str(path)).body, "")
     return found
 
 
@@ -59,11 +56,7 @@ def listings(text: str) -> dict[str, dict[str, str]]:
 
 def used_files(text: str) -> list[Path]:
     """The figures and tables that a Typst source names, below report/."""
-    paths = [REPORT / name for name in sorted(set(re.findall(r'"((?:figures|tables)/[^"]+)"', text)))]
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"report.typ shows {path.relative_to(ROOT)}, which does not exist")
-    return paths
+    return [REPORT / name for name in sorted(set(re.findall(r'"((?:figures|tables)/[^"]+)"', text)))]
 
 
 def sources() -> dict[str, str]:
@@ -77,7 +70,11 @@ def sources() -> dict[str, str]:
 
 def build(author: str = "", query: str | None = None, **settings: object) -> bytes | list[bytes] | str:
     """The report as PDF or in another format of Typst (a list of pages where there are several); or, with `query`, the
-    value of the metadata with this label, as JSON. UserError if something is missing, or Typst refuses the text.
+    value of the metadata with this label, as JSON.
+
+    Raises:
+        UserError: if a listed function is missing, or Typst refuses the text.
+        OSError: if a figure or table is missing.
     """
     try:
         import typst

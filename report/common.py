@@ -125,13 +125,7 @@ class ResultTable:
     `key` names the columns of the settings that identify a row, `results` those after them. `order` sorts the rows.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        key: Sequence[str],
-        results: Sequence[str],
-        order: Callable[[dict[str, str]], Any] | None = None,
-    ):
+    def __init__(self, path: Path, key: Sequence[str], results: Sequence[str], order: Callable | None = None):
         self.path, self.key, self.columns, self.order = path, key, (*key, *results), order
         self.rows = read_table(path, self.columns)
 

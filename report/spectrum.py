@@ -40,16 +40,11 @@ def main() -> None:
     args = parser.parse_args()
     with exit_on_user_error():
         spectra = {folder.resolve().name: log_spectrum(read_grey(folder)) for folder in args.folders}
-        if len({len(spectrum) for spectrum in spectra.values()}) > 1:
-            raise UserError("the folders hold images of different sizes")
-        rows = zip(*spectra.values(), strict=True)
-        common.write(
-            args.out,
-            [
-                {"frequency": r, **{name: f"{v:.4f}" for name, v in zip(spectra, row, strict=True)}}
-                for r, row in enumerate(rows, start=1)
-            ],
-        )
+        rows = []
+        for frequency, values in enumerate(zip(*spectra.values(), strict=True), start=1):
+            cells = {name: f"{value:.4f}" for name, value in zip(spectra, values, strict=True)}
+            rows.append({"frequency": frequency, **cells})
+        common.write(args.out, rows)
 
 
 if __name__ == "__main__":

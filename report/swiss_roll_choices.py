@@ -120,6 +120,11 @@ def run(variant: str, seed: int) -> tuple[str, int, str, str]:
     return variant, seed, f"{distance:.4f}", f"{seconds:.1f}"
 
 
+def position(row: dict[str, str]) -> tuple[int, int]:
+    """Where a row stands in the table."""
+    return list(VARIANTS).index(row["variant"]), int(row["seed"])
+
+
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
@@ -128,12 +133,8 @@ def main() -> None:
     args = parser.parse_args()
 
     with exit_on_user_error(interrupted="stopped; the same command resumes"):
-        table = common.ResultTable(
-            TABLE,
-            ["variant", "seed"],
-            ["chamfer", "training_seconds"],
-            order=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"])),
-        )
+        results = "chamfer", "training_seconds"
+        table = common.ResultTable(TABLE, ["variant", "seed"], results, order=position)
         todo = [(variant, seed) for seed in range(args.seeds) for variant in VARIANTS if not table.find(variant, seed)]
         # Ctrl-C ends the workers at once.
         worker_settings = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL))

@@ -61,9 +61,8 @@ def main() -> None:
     args = parser.parse_args()
     with exit_on_user_error(interrupted="stopped; the same command resumes"):
         checkpoints, real = find_checkpoints(args.run, args.steps), common.find_eval_images(args.data_root)
-        table = ResultTable(
-            args.out / "tables/training_curve.csv", KEY, ["distance"], order=lambda row: int(row["steps"])
-        )
+        file = args.out / "tables/training_curve.csv"
+        table = ResultTable(file, KEY, ["distance"], order=lambda row: int(row["steps"]))
         sampling = ["--num_samples", args.num_samples, "--sample_method", args.sample_method]
         sampling += ["--num_inference_steps", args.num_inference_steps]
         rows, strips = [], {}

@@ -289,11 +289,6 @@ def test_the_curve_of_a_run_has_a_row_and_samples_for_each_checkpoint(stand_ins,
     [
         ("training_curve.py --run RUN --data_root FACES --save_dir s --out .", "--run: RUN"),
         ("explain_predictors.py --ckpt_path model.ckpt --data_root nowhere --out .", "--data_root: nowhere"),
-        (
-            "explain_predictors.py --ckpt_path model.ckpt model.ckpt --data_root FACES --out .",
-            "--ckpt_path: model.ckpt",
-        ),
-        ("neighbours.py --samples nowhere --data_root nowhere --out model.ckpt", "--out: cannot create"),
         ("neighbours.py --samples nowhere --data_root nowhere", "--data_root: nowhere"),
         ("spectrum.py nowhere --out s.csv", "nowhere"),
     ],
