@@ -6,6 +6,7 @@ Each command is printed before it runs. Results go to `2d_plot_diffusion_todo/re
 `image_diffusion_todo/results/demo/`, in place of those of the last demo; the pictures are listed at the end.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -36,15 +37,23 @@ def run(folder: Path, command: str, may_fail: bool = False) -> bool:
     return code == 0
 
 
+def demo_runs() -> list[Path]:
+    """The folders of the demo's training runs; others may use its data for longer ones."""
+    configs = {path.parent: json.loads(path.read_text()) for path in TASK2.glob("results/*/*/*/config.json")}
+    ours = {"data_root": DATA, "train_num_steps": NUM_STEPS}.items()
+    return [folder for folder, config in configs.items() if ours <= config.items()]
+
+
 def main() -> None:
     ArgumentParser(description=__doc__).parse_args()
     with exit_on_user_error():
         run(TASK1, "ddpm_tutorial.py")
 
-        shutil.rmtree(DEMO, ignore_errors=True)
+        for folder in (DEMO, *demo_runs()):
+            shutil.rmtree(folder, ignore_errors=True)
         run(TASK2, f"dataset.py --data_root {DATA} --synthetic 300 --image_resolution 32")
         run(TASK2, f"train.py {SETTINGS}")
-        trained = max(TASK2.glob("results/*/*/*/config.json"), key=lambda path: path.stat().st_mtime).parent
+        (trained,) = demo_runs()
         ckpt = (trained / "last.ckpt").relative_to(TASK2)
         run(TASK2, f"sampling.py --ckpt_path {ckpt} --save_dir results/demo/samples --num_samples 64")
         run(TASK2, "image_grid.py results/demo/samples --out results/demo/samples.png")
