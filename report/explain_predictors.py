@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 import common
-from cli import ArgumentParser, exit_on_user_error, int_range
+from cli import ArgumentParser, UserError, exit_on_user_error, int_range
 from common import plt
 from data_folder import check_has_data
 from dataset import AFHQDataModule
@@ -114,6 +114,8 @@ def main() -> None:
         for path in args.ckpt_path:
             ddpm = common.load_model(path)
             name = f"{ddpm.var_scheduler.config['mode']}, {ddpm.predictor}, {ddpm.parametrization}"
+            if any(row["model"] == name for row in rows):  # its line would mix with the other's
+                raise UserError(f"argument --ckpt_path: {path} is a second model of {name}")
             size = ddpm.image_resolution
             data = AFHQDataModule(args.data_root, max_num_images_per_cat=args.images, image_resolution=size)
             images = torch.stack([image for image, _ in data.val_ds])

@@ -208,14 +208,6 @@ def test_schedules_are_the_formulas_and_the_drawing_is_the_same_each_time(progra
     assert len(missing) == 4 and missing[0].count("--mode") == 9
 
 
-def test_many_losses_become_few_points_with_the_same_mean():
-    losses = [(50 * (i + 1), float(i)) for i in range(1000)]
-    steps, means = figures.thinned(losses)
-    assert len(steps) == len(means) == 200
-    assert (steps[0], means[0], steps[-1], means[-1]) == (250, 2, 50_000, 997)
-    assert [*zip(*figures.thinned(losses[:30]), strict=True)] == losses[:30]
-
-
 def test_the_best_distance_comes_with_the_run_behind_its_samples(program, all_runs, tmp_path):
     folders = {predictor: folder_of(all_runs, "quad", predictor) for predictor in ("noise", "x0")}
     settings = {"noise": ["--seed", 5], "x0": ["--weights", "last", "--sample_method", "dpm"]}
