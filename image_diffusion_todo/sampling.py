@@ -166,16 +166,11 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
 
     def run_chains(indices: list[int], class_label: torch.Tensor | None, keep_frames: bool) -> torch.Tensor:
         """Frames [F, B, 3, H, W] of reverse chains; without keep_frames, the images alone."""
+        scale = args.cfg_scale if args.use_cfg else 1.0
+        sampler = dict(sample_method=args.sample_method, timesteps=timesteps, eta=args.eta, clip_x0=args.clip_x0)
+        noise = ImageNoise(args.seed, indices, ddpm.image_resolution, device)
         chain = ddpm.reverse_process(
-            len(indices),
-            class_label,
-            args.cfg_scale if args.use_cfg else 1.0,
-            args.sample_method,
-            timesteps,
-            args.eta,
-            args.clip_x0,
-            randn_like=ImageNoise(args.seed, indices, ddpm.image_resolution, device),
-            progress=distributed.is_rank_zero,
+            len(indices), class_label, scale, **sampler, randn_like=noise, progress=distributed.is_rank_zero
         )
         return trajectory_frames(chain, len(timesteps), GIF_FRAMES if keep_frames else 1)
 

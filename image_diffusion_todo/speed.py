@@ -1,7 +1,6 @@
 """Optimisations that change precision and order of summation only, one per function (see `benchmarks/training.py`)."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -26,11 +25,10 @@ def select_precision(name: str, device: torch.device) -> str:
     return "bf16" if device.type == "cpu" and any(check is not None and check() for check in checks) else "fp32"
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The context in which the network is called."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def place_network(network: nn.Module, device: torch.device, precision: str = "fp32") -> nn.Module:

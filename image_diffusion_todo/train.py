@@ -22,11 +22,11 @@ from cli import ArgumentParser, UserError, check_writable, exit_on_user_error, f
 from data_folder import check_has_data, is_synthetic
 from dataset import AFHQDataModule
 from distributed import Distributed
-from network import LIMITS, PATCH_SIZES
+from network import PATCH_SIZES
 from prediction import LOSS_WEIGHTS, PARAMETRIZATIONS, should_clip_x0
 from progress import tqdm
 from run_folder import new_run_folder, read_config, save_config
-from scheduler import MODES, PREDICTORS, DDPMScheduler
+from scheduler import MAX_TIMESTEPS, MODES, PREDICTORS, DDPMScheduler
 from speed import AUTO_ON_OFF, PRECISIONS, select_precision
 from stopping import StopSignals
 from trainer import Trainer, build_network
@@ -50,7 +50,7 @@ def build_parser(prog: str | None = None) -> ArgumentParser:
     add("--parametrization", default="direct", choices=PARAMETRIZATIONS, help=help)
     help = "weight of the squared error of x_0 at each timestep: that of the plain loss, SNR, or min(SNR, 5)"
     add("--loss_weight", default="none", choices=LOSS_WEIGHTS, help=help)
-    T = int_range(2, LIMITS["T"])
+    T = int_range(2, MAX_TIMESTEPS)
     add("--num_diffusion_train_timesteps", default=1000, type=T, metavar="T", help="length T of the chain")
     beta = {"type": float_range(1e-9, 0.999), "metavar": "B"}  # float64 cannot tell 1 - 1e-17 from 1
     add("--beta_1", default=1e-4, help="first beta (linear, quad)", **beta)
@@ -65,20 +65,17 @@ def build_parser(prog: str | None = None) -> ArgumentParser:
     add = parser.add_argument_group("network").add_argument
     help = "side of the patches that are folded into channels: the network works at 1/P of the image size"
     add("--patch_size", default=1, type=int, choices=PATCH_SIZES, metavar="P", help=help)
-    add("--ch", default=128, type=int_range(32, LIMITS["ch"]), metavar="N", help="channels of the first level")
-    mult = int_range(1, LIMITS["ch_mult"])
-    add("--ch_mult", default=[1, 2, 2, 2], type=mult, nargs="+", metavar="N", help="channels per level, times --ch")
+    add("--ch", default=128, help="channels of the first level", **count)
+    add("--ch_mult", default=[1, 2, 2, 2], nargs="+", help="channels per level, times --ch", **count)
     add("--attn", default=[1], type=int_range(0), nargs="*", metavar="LEVEL", help="levels with self-attention")
-    blocks = int_range(1, LIMITS["num_res_blocks"])
-    add("--num_res_blocks", default=4, type=blocks, metavar="N", help="residual blocks per level")
+    add("--num_res_blocks", default=4, help="residual blocks per level", **count)
     add("--dropout", default=0.1, type=float_range(0, 0.99), metavar="P", help="dropout rate")
 
     add = parser.add_argument_group("data").add_argument
     add("--data_root", default="data/afhq", metavar="DIR", help="folder with train/ and val/, one folder per class")
     help = "images per class, -1 for all"
     add("--max_num_images_per_cat", default=3000, type=int_range(-1), metavar="N", help=help)
-    size = int_range(1, LIMITS["image_resolution"])
-    add("--image_resolution", default=64, type=size, metavar="N", help="height and width of the images")
+    add("--image_resolution", default=64, help="height and width of the images", **count)
     add("--crop", action="store_true", help="take the centre square of each image instead of squeezing it")
     add("--skip_broken", action="store_true", help="skip and list images that cannot be decoded")
     add("--hflip", action="store_true", help="flip images left to right at random")
