@@ -1,11 +1,11 @@
 """Chamfer distance between two point sets."""
 
 import numpy as np
-import torch
 from scipy.spatial import KDTree
+from torch import Tensor
 
 
-def chamfer_distance(S1: np.ndarray | torch.Tensor, S2: np.ndarray | torch.Tensor) -> np.float64:
+def chamfer_distance(S1: np.ndarray | Tensor, S2: np.ndarray | Tensor) -> np.float64:
     """CD(S1, S2) = sum_{x in S1} min_{y in S2} |x - y|^2 + sum_{y in S2} min_{x in S1} |x - y|^2.
 
     A sum, not a mean: it grows with the number of points. S1 [N, D] and S2 [M, D] are finite, and arrays or tensors on
@@ -19,8 +19,8 @@ def chamfer_distance(S1: np.ndarray | torch.Tensor, S2: np.ndarray | torch.Tenso
     return np.square(to_S2).sum() + np.square(to_S1).sum()
 
 
-def _as_points(points: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
-    if isinstance(points, torch.Tensor):
+def _as_points(points: np.ndarray | Tensor, name: str) -> np.ndarray:
+    if isinstance(points, Tensor):
         points = points.detach().cpu().numpy()
     points = np.asarray(points, dtype=np.float64)
     if points.ndim != 2 or points.size == 0 or not np.isfinite(points).all():

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn import datasets
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 
@@ -37,7 +38,7 @@ _GAUSSIAN_MEANS = {"gaussian_centered": 0.0, "gaussian_shift": 1.5}
 DATASETS = (*_SHAPES, *_GAUSSIAN_MEANS)
 
 
-def load_twodim(num_samples: int, dataset: str, dimension: int = 2) -> torch.Tensor:
+def load_twodim(num_samples: int, dataset: str, dimension: int = 2) -> Tensor:
     """Points of one of `DATASETS`, float32 [num_samples, dimension]; only the Gaussians have another dimension than 2.
 
     Raises:
@@ -69,7 +70,7 @@ class TwoDimDataClass(Dataset):
     def __len__(self) -> int:
         return len(self.X)
 
-    def __getitem__(self, idx: int | slice | list[int] | torch.Tensor) -> torch.Tensor:
+    def __getitem__(self, idx: int | slice | list[int] | Tensor) -> Tensor:
         return self.X[idx]
 
     def get_dataloader(self, shuffle: bool = True) -> DataLoader:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from cli import UserError, atomic_write
@@ -36,7 +36,7 @@ CHECKPOINT_FORMAT = "ddpm-2d"
 CHECKPOINT_VERSION = 1
 
 
-def extract(input: torch.Tensor, t: int | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def extract(input: Tensor, t: int | Tensor, x: Tensor) -> Tensor:
     """The entries input[t] of a schedule [T], shaped [B, 1, ...] (or [1, 1, ...]) to broadcast over x [B, ...].
 
     Raises:
@@ -45,7 +45,7 @@ def extract(input: torch.Tensor, t: int | torch.Tensor, x: torch.Tensor) -> torc
     return input.gather(0, as_timesteps(t, input.device)).reshape(-1, *[1] * (x.ndim - 1))
 
 
-def beta_schedule(T: int, beta_1: float, beta_T: float, mode: str) -> torch.Tensor:
+def beta_schedule(T: int, beta_1: float, beta_T: float, mode: str) -> Tensor:
     """beta_t, float64 [T], from beta_1 to beta_T, which the cosine mode ignores.
 
     linear   beta rises linearly (DDPM, Sec. 4)
@@ -120,7 +120,7 @@ class DiffusionModule(nn.Module):
         """The device of network and schedule."""
         return self.var_scheduler.betas.device
 
-    def q_sample(self, x0: torch.Tensor, t: int | torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    def q_sample(self, x0: Tensor, t: int | Tensor, noise: Tensor | None = None) -> Tensor:
         """x_t, DDPM eq. 4; `noise` is drawn if None."""
         if noise is None:
             noise = torch.randn_like(x0)
@@ -128,7 +128,7 @@ class DiffusionModule(nn.Module):
         sqrt_one_minus_alpha_bar_t = extract(self.var_scheduler.sqrt_one_minus_alphas_cumprod, t, x0)
         return sqrt_alpha_bar_t * x0 + sqrt_one_minus_alpha_bar_t * noise
 
-    def draw_timesteps(self, batch_size: int) -> torch.Tensor:
+    def draw_timesteps(self, batch_size: int) -> Tensor:
         """Training timesteps [batch_size]: t = T u^1.5, u uniform in [0, 1).
 
         DDPM draws t itself uniformly (Algorithm 1, line 3). The power favours small t, where fine detail is decided;
@@ -138,7 +138,7 @@ class DiffusionModule(nn.Module):
         u = torch.rand(batch_size, device=self.device)
         return (T * u**1.5).long().clamp(max=T - 1)  # rounding may give T
 
-    def compute_loss(self, x0: torch.Tensor) -> torch.Tensor:
+    def compute_loss(self, x0: Tensor) -> Tensor:
         """DDPM eq. 14 (Algorithm 1) as a mean over batch and features: 1 for a network that predicts 0."""
         t = self.draw_timesteps(x0.shape[0])
         noise = torch.randn_like(x0)
@@ -146,7 +146,7 @@ class DiffusionModule(nn.Module):
         return F.mse_loss(self.network(xt, t), noise)
 
     @torch.no_grad()
-    def p_sample(self, xt: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
+    def p_sample(self, xt: Tensor, t: int | Tensor) -> Tensor:
         """x_{t-1}, DDPM eq. 11 and 7 (Algorithm 2, lines 3 and 4). At t = 0 no noise is added: the variance is 0."""
         t = as_timesteps(t, xt.device)
         beta_t = extract(self.var_scheduler.betas, t, xt)
@@ -159,7 +159,7 @@ class DiffusionModule(nn.Module):
         return mean + posterior_variance.sqrt() * torch.randn_like(xt)
 
     @torch.no_grad()
-    def p_sample_loop(self, shape: tuple[int, ...], return_traj: bool = False) -> torch.Tensor | list[torch.Tensor]:
+    def p_sample_loop(self, shape: tuple[int, ...], return_traj: bool = False) -> Tensor | list[Tensor]:
         """Samples of a shape such as (num_points, 2), DDPM Algorithm 2; with return_traj, the list x_T ... x_0."""
         xt = torch.randn(shape, device=self.device)
         traj = [xt]
@@ -170,9 +170,7 @@ class DiffusionModule(nn.Module):
         return traj if return_traj else xt
 
     @torch.no_grad()
-    def ddim_p_sample(
-        self, xt: torch.Tensor, t: int | torch.Tensor, t_prev: int | torch.Tensor, eta: float = 0.0
-    ) -> torch.Tensor:
+    def ddim_p_sample(self, xt: Tensor, t: int | Tensor, t_prev: int | Tensor, eta: float = 0.0) -> Tensor:
         """x_s for any s = t_prev < t (-1 for clean data), DDIM eq. 12 and 16; eta = 0: no noise, 1: as in DDPM."""
         t, t_prev = as_timesteps(t, xt.device), as_timesteps(t_prev, xt.device)
         if not 0 <= eta <= 1:
@@ -193,9 +191,7 @@ class DiffusionModule(nn.Module):
         return x_s + sigma * torch.randn_like(xt) if eta > 0 else x_s
 
     @torch.no_grad()
-    def ddim_p_sample_loop(
-        self, shape: tuple[int, ...], num_inference_timesteps: int = 50, eta: float = 0.0
-    ) -> torch.Tensor:
+    def ddim_p_sample_loop(self, shape: tuple[int, ...], num_inference_timesteps: int = 50, eta: float = 0.0) -> Tensor:
         """Samples in `num_inference_timesteps` (1 to T) DDIM steps, evenly spaced from T - 1 to the clean data."""
         T = self.var_scheduler.num_train_timesteps
         if not 1 <= num_inference_timesteps <= T:

@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.animation import FuncAnimation, PillowWriter
+from torch import Tensor
 
 from chamferdist import chamfer_distance
 from cli import ArgumentParser, atomic_write, exit_on_user_error, int_range, select_device, writable_folder
@@ -85,14 +86,14 @@ def save_figure(fig: plt.Figure, name: str) -> None:
         plt.close(fig)
 
 
-def scatter(ax: plt.Axes, points: torch.Tensor, color: str | torch.Tensor, **title: object) -> None:
+def scatter(ax: plt.Axes, points: Tensor, color: str | Tensor, **title: object) -> None:
     """Plot points [N, 2] at equal scales, without axes."""
     ax.scatter(*points.cpu().T, s=9, c=color, linewidths=0)
     ax.set(aspect="equal", **title)
     ax.set_axis_off()
 
 
-def save_strip(clouds: dict[str, torch.Tensor], color: torch.Tensor, name: str) -> None:
+def save_strip(clouds: dict[str, Tensor], color: Tensor, name: str) -> None:
     """A row of point clouds by title; each point has the same colour in all of them."""
     fig, axs = plt.subplots(1, len(clouds), figsize=(28, 3), sharex=True, sharey=True)
     with plt.rc_context({"axes.titlesize": 30}):  # the strip is shown much smaller than it is

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 
-def as_timesteps(t: int | torch.Tensor, device: torch.device) -> torch.Tensor:
+def as_timesteps(t: int | Tensor, device: torch.device) -> Tensor:
     """An int, or a tensor [], [B] or [B, 1] of whole numbers -> int64 [B], or [1] for one t for the whole batch.
 
     Raises:
@@ -29,13 +29,11 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.frequency_embedding_size = frequency_embedding_size
         self.mlp = nn.Sequential(
-            nn.Linear(frequency_embedding_size, hidden_size),
-            nn.SiLU(),
-            nn.Linear(hidden_size, hidden_size),
+            nn.Linear(frequency_embedding_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
 
     @staticmethod
-    def timestep_embedding(t: torch.Tensor, dim: int, max_period: float = 10000) -> torch.Tensor:
+    def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000) -> Tensor:
         """t [B] -> float32 [B, dim]: cosines, then sines (Vaswani et al., 2017, arXiv:1706.03762, Sec. 3.5).
 
         Frequencies fall geometrically from 1 to about 1 / max_period; an odd dim ends in a 0.
@@ -45,7 +43,7 @@ class TimeEmbedding(nn.Module):
         angles = t.float().reshape(-1, 1) * frequencies  # [B, half]
         return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, dim % 2))
 
-    def forward(self, t: int | torch.Tensor) -> torch.Tensor:
+    def forward(self, t: int | Tensor) -> Tensor:
         """t [B] -> [B, hidden_size]; a single t -> [1, hidden_size]."""
         t = as_timesteps(t, self.mlp[0].weight.device)
         return self.mlp(self.timestep_embedding(t, self.frequency_embedding_size))
@@ -66,7 +64,7 @@ class TimeLinear(nn.Module):
         table = self.time_embedding.timestep_embedding(torch.arange(num_timesteps), size)
         self.register_buffer("sinusoids", table, persistent=False)
 
-    def forward(self, x: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, t: int | Tensor) -> Tensor:
         """x [B, dim_in], t [B] (or a single t) -> [B, dim_out]."""
         sinusoids = F.embedding(as_timesteps(t, x.device), self.sinusoids)  # unlike indexing, it rejects t = -1
         return self.time_embedding.mlp(sinusoids) * self.fc(x)
@@ -91,7 +89,7 @@ class SimpleNet(nn.Module):
             self.layers[0].fc.weight.mul_(2)
             self.layers[0].fc.bias.mul_(4)
 
-    def forward(self, x: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, t: int | Tensor) -> Tensor:
         """x: noisy points [B, dim_in], t [B] (or a single t) -> predicted noise [B, dim_out]."""
         *hidden, last = self.layers
         for layer in hidden:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 from tqdm import trange
 
 from ddpm import DiffusionModule
@@ -10,11 +11,11 @@ from ddpm import DiffusionModule
 
 def train(
     ddpm: DiffusionModule,
-    batches: Iterator[torch.Tensor],
+    batches: Iterator[Tensor],
     num_iterations: int = 5000,
     learning_rate: float = 1e-3,
     decay: bool = True,
-) -> torch.Tensor:
+) -> Tensor:
     """Train the network in place on its device, with endless `batches` of clean points [B, D].
 
     With `decay`, the learning rate falls to 0 along half a cosine, so that the last steps average out the gradient

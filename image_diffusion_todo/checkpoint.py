@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from torch import Tensor
 
 from atomic import atomic_write
 from cli import ArgumentParser, UserError, exit_on_user_error, writable_file
@@ -122,8 +123,8 @@ def check_contents(checkpoint: dict, file_size: int) -> None:
         _check_weights(checkpoint["training"]["network"], expected, file_size)
 
 
-def _check_weights(weights: dict, expected: dict[str, torch.Tensor], file_size: int) -> dict[str, torch.Tensor]:
-    if not isinstance(weights, dict) or not all(type(w) is torch.Tensor for w in weights.values()):
+def _check_weights(weights: dict, expected: dict[str, Tensor], file_size: int) -> dict[str, Tensor]:
+    if not isinstance(weights, dict) or not all(type(w) is Tensor for w in weights.values()):
         raise ValueError("state_dict must hold tensors")
     if sum(w.numel() * w.element_size() for w in weights.values()) > file_size:
         raise ValueError("state_dict is larger than the file")
@@ -140,7 +141,7 @@ def _check_finite(part: dict) -> None:
     for name, value in part.items():
         if isinstance(value, dict):
             _check_finite(value)
-        elif isinstance(value, torch.Tensor) and not value.isfinite().all():
+        elif isinstance(value, Tensor) and not value.isfinite().all():
             raise UserError(f"weights are not finite: {name}")
 
 

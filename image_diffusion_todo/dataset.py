@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range, one_line
@@ -29,7 +30,7 @@ from synthetic_faces import write_synthetic_set
 CPU = torch.device("cpu")
 
 
-def tensor_to_pil_image(x: torch.Tensor, single_image: bool = False) -> list[Image.Image] | Image.Image:
+def tensor_to_pil_image(x: Tensor, single_image: bool = False) -> list[Image.Image] | Image.Image:
     """Floats [B, C, H, W] in [-1, 1], clipped, as Pillow images; C is 3 (RGB) or 1 (grey).
 
     With `single_image`, or x [C, H, W], the first image rather than a list.
@@ -45,7 +46,7 @@ def tensor_to_pil_image(x: torch.Tensor, single_image: bool = False) -> list[Ima
     return images[0] if single_image else images
 
 
-def to_tensor(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
+def to_tensor(pixels: np.ndarray | Tensor) -> Tensor:
     """Bytes 0..255 of any shape as float32 in [-1, 1]."""
     return torch.as_tensor(pixels).float().div_(127.5).sub_(1)
 
@@ -118,7 +119,7 @@ class CachedAFHQDataset(AFHQDataset):
     ):
         super().__init__(root, split, **options)
         self.settings = (resolution, crop, skip_broken)
-        self.pixels: torch.Tensor | None = None
+        self.pixels: Tensor | None = None
         self.skipped: list[str] = []
         self.fingerprint = ""
 
@@ -142,7 +143,7 @@ class CachedAFHQDataset(AFHQDataset):
         self.fnames, self.labels = [self.fnames[i] for i in whole], labels
         self.pixels = torch.from_numpy(arrays["pixels"])
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         self.decode()
         return to_tensor(self.pixels[index]), self.labels[index]
 
@@ -163,7 +164,7 @@ class TrainingBatches:
         if device.type == "cuda" and self.pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
             self.pixels, self.labels = self.pixels.to(device), self.labels.to(device)
 
-    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         """Images [batch_size, 3, R, R] in [-1, 1] and labels [batch_size] of step 0, 1, 2, ..."""
         epoch, i = divmod(step, len(self.labels) // self.batch_size)
         indices = self.order(epoch)[i * self.batch_size : (i + 1) * self.batch_size][self.share]
@@ -196,7 +197,7 @@ class AFHQDataModule:
         max_num_images_per_cat: int = 1000,
         image_resolution: int = 64,
         label_offset: int = 1,
-        transform: Callable[[Image.Image], torch.Tensor] | None = None,
+        transform: Callable[[Image.Image], Tensor] | None = None,
         crop: bool = False,
         skip_broken: bool = False,
     ):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cli import select_device
@@ -90,7 +90,7 @@ class Distributed:
             dist.all_gather_object(values, value)
         return values
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
+    def mean(self, values: Tensor) -> Tensor:
         """The mean of a CPU tensor over all processes."""
         if self.size > 1:
             dist.all_reduce(values)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.utils import make_grid
 
 from atomic import atomic_write
@@ -17,12 +18,12 @@ from dataset import tensor_to_pil_image, to_tensor
 from images import list_images, read_image
 
 
-def image_grid(images: torch.Tensor, per_row: int) -> Image.Image:
+def image_grid(images: Tensor, per_row: int) -> Image.Image:
     """Images [B, 3, H, W] in [-1, 1] (clipped) in rows, with thin gaps."""
     return tensor_to_pil_image(make_grid(images, nrow=per_row, padding=2, pad_value=1.0))
 
 
-def trajectory_frames(chain: Iterator[torch.Tensor], num_steps: int, num_frames: int = 10) -> torch.Tensor:
+def trajectory_frames(chain: Iterator[Tensor], num_steps: int, num_frames: int = 10) -> Tensor:
     """Run a reverse chain x_T ... x_0 of `num_steps` + 1 tensors [B, 3, H, W] and keep evenly spaced frames of it.
 
     Returns:
@@ -33,7 +34,7 @@ def trajectory_frames(chain: Iterator[torch.Tensor], num_steps: int, num_frames:
     return torch.stack([x_t.cpu() for i, x_t in enumerate(chain) if i in kept])
 
 
-def trajectory_image(frames: torch.Tensor) -> Image.Image:
+def trajectory_image(frames: Tensor) -> Image.Image:
     """Frames [F, B, 3, H, W] as a picture: a row for each image, time from left to right."""
     return image_grid(frames.transpose(0, 1).flatten(0, 1), per_row=len(frames))
 

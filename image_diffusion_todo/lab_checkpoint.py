@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from checkpoint import FORMAT, TENSOR_GLOBALS, VERSION, archive_globals, check_contents, open_checkpoint
 from cli import UserError
@@ -29,11 +30,7 @@ class Inert:
 
 
 def read_lab_checkpoint(
-    path: Path,
-    predictor: str | None = None,
-    mode: str | None = None,
-    beta_1: float = 1e-4,
-    beta_T: float = 0.02,
+    path: Path, predictor: str | None = None, mode: str | None = None, beta_1: float = 1e-4, beta_T: float = 0.02
 ) -> dict | None:
     """The contents of a lab checkpoint in the form of `read_checkpoint`; None for any other file.
 
@@ -85,7 +82,7 @@ def _load_inert(path: Path) -> dict[str, Any]:
             return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _schedule_of(betas: torch.Tensor, sigmas: torch.Tensor | None) -> dict[str, Any]:
+def _schedule_of(betas: Tensor, sigmas: Tensor | None) -> dict[str, Any]:
     """The arguments of the `DDPMScheduler` with these betas and sigmas [T]."""
     if betas.numel() > MAX_TIMESTEPS:
         raise ValueError(f"its schedule has more than {MAX_TIMESTEPS} timesteps")
@@ -104,7 +101,7 @@ def _schedule_of(betas: torch.Tensor, sigmas: torch.Tensor | None) -> dict[str, 
     return schedule | {"sigma_type": "large" if is_large else "small"}
 
 
-def _network_of(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _network_of(weights: dict[str, Tensor]) -> dict[str, Any]:
     """The arguments of the `UNet` with these weights, except T and image_resolution."""
     ch, in_ch = weights["head.weight"].shape[:2]
     levels: list[list[str]] = [[]]

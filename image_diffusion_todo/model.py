@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import speed
 from checkpoint import build_network, read_checkpoint, write_checkpoint
@@ -64,7 +64,7 @@ class DiffusionModule(nn.Module):
         self.predictor, self.parametrization = predictor, parametrization
         self.precision, self.loss_weight = precision, loss_weight
         self.classes: list[str] | None = None
-        self._loss_weights: torch.Tensor | None = None  # [T], computed at the first loss
+        self._loss_weights: Tensor | None = None  # [T], computed at the first loss
 
     @property
     def device(self) -> torch.device:
@@ -78,44 +78,36 @@ class DiffusionModule(nn.Module):
 
     # Training
 
-    def get_loss(
-        self, x0: torch.Tensor, class_label: torch.Tensor | None = None, noise: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def get_loss(self, x0: Tensor, class_label: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """The loss of this module's predictor, a scalar: the mean over batch and pixels. Noise is drawn if None."""
         losses = {"noise": self.get_loss_noise, "x0": self.get_loss_x0, "mean": self.get_loss_mean}
         return losses[self.predictor](x0, class_label, noise)
 
-    def get_loss_noise(
-        self, x0: torch.Tensor, class_label: torch.Tensor | None = None, noise: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def get_loss_noise(self, x0: Tensor, class_label: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """MSE against the noise in x_t (eq. 14)."""
         eps_theta, _, t, noise = self.noise_and_predict(x0, class_label, noise)
         return self.weighted_mse(eps_theta, noise, t)
 
-    def get_loss_x0(
-        self, x0: torch.Tensor, class_label: torch.Tensor | None = None, noise: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def get_loss_x0(self, x0: Tensor, class_label: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """MSE against the clean image."""
         x0_pred, _, t, _ = self.noise_and_predict(x0, class_label, noise)
         return self.weighted_mse(x0_pred, x0, t)
 
-    def get_loss_mean(
-        self, x0: torch.Tensor, class_label: torch.Tensor | None = None, noise: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def get_loss_mean(self, x0: Tensor, class_label: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """MSE against the posterior mean (eq. 7): eq. 8 without its factor."""
         mean_theta, x_t, t, _ = self.noise_and_predict(x0, class_label, noise)
         return self.weighted_mse(mean_theta, self.var_scheduler.posterior_mean(x0, x_t, t), t)
 
     def noise_and_predict(
-        self, x0: torch.Tensor, class_label: torch.Tensor | None, noise: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, x0: Tensor, class_label: Tensor | None, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The prediction at random timesteps; x_t, these timesteps [B], and the noise in x_t."""
         class_label = self._check_labels(len(x0), class_label)
         t = self.var_scheduler.uniform_sample_t(len(x0), x0.device)
         x_t, noise = self.var_scheduler.add_noise(x0, t, noise)
         return self.predict(x_t, t, class_label), x_t, t, noise
 
-    def weighted_mse(self, prediction: torch.Tensor, target: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def weighted_mse(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
         """The mean squared error, each image weighted by its timestep."""
         if self.loss_weight == "none":
             return F.mse_loss(prediction, target)
@@ -123,9 +115,7 @@ class DiffusionModule(nn.Module):
             self._loss_weights = loss_weights(self.loss_weight, self.predictor, self.var_scheduler).to(t.device)
         return (self._loss_weights[t] * (prediction - target).square().flatten(1).mean(dim=1)).mean()
 
-    def predict(
-        self, x_t: torch.Tensor, t: int | torch.Tensor, class_label: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def predict(self, x_t: Tensor, t: int | Tensor, class_label: Tensor | None = None) -> Tensor:
         """The predicted noise, x_0 or mean for noisy images."""
         t = as_timesteps(t, x_t.device).expand(len(x_t))
         labels = () if class_label is None else (class_label,)
@@ -143,13 +133,13 @@ class DiffusionModule(nn.Module):
         self,
         batch_size: int,
         return_traj: bool = False,
-        class_label: torch.Tensor | None = None,
+        class_label: Tensor | None = None,
         guidance_scale: float = 1.0,
         sample_method: str = "ddpm",
         num_inference_steps: int | None = None,
         eta: float = 0.0,
         clip_x0: bool = False,
-    ) -> torch.Tensor | list[torch.Tensor]:
+    ) -> Tensor | list[Tensor]:
         """Images [B, 3, H, W] from noise, by default in T steps (DDPM, Algorithm 2); see `reverse_process`.
 
         With return_traj, all x_T ... x_0 on the CPU, one more than there are steps. Call `eval()` first to switch
@@ -165,7 +155,7 @@ class DiffusionModule(nn.Module):
     def reverse_process(
         self,
         batch_size: int,
-        class_label: torch.Tensor | None = None,
+        class_label: Tensor | None = None,
         guidance_scale: float = 1.0,
         sample_method: str = "ddpm",
         timesteps: list[int] | None = None,
@@ -173,7 +163,7 @@ class DiffusionModule(nn.Module):
         clip_x0: bool = False,
         randn_like: RandnLike = torch.randn_like,
         progress: bool = True,
-    ) -> Iterator[torch.Tensor]:
+    ) -> Iterator[Tensor]:
         """x_T ... x_0, one by one.
 
         Args:
@@ -193,14 +183,14 @@ class DiffusionModule(nn.Module):
         if timesteps is None:
             timesteps = sampling_timesteps(scheduler, sample_method, eta=eta)
 
-        def predict(x_t: torch.Tensor, t: int) -> torch.Tensor:
+        def predict(x_t: Tensor, t: int) -> Tensor:
             if class_label is None or guidance_scale == 1:
                 return self.predict(x_t, t, class_label)
             both_labels = torch.cat([torch.zeros_like(class_label), class_label])
             without, with_class = self.predict(torch.cat([x_t, x_t]), t, both_labels).chunk(2)
             return without + guidance_scale * (with_class - without)
 
-        def x0_and_eps(x_t: torch.Tensor, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+        def x0_and_eps(x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
             x_0, eps = to_x0_and_eps(predict(x_t, t), x_t, t, self.predictor, scheduler)
             return to_x0_and_eps(x_0.clamp(-1, 1), x_t, t, "x0", scheduler) if clip_x0 else (x_0, eps)
 
@@ -218,9 +208,7 @@ class DiffusionModule(nn.Module):
         options = {} if progress else {"disable": True}  # an explicit False would override TQDM_DISABLE
         yield from tqdm(steps, desc="sampling", total=len(timesteps), leave=False, **options)
 
-    def _check_labels(
-        self, batch_size: int, class_label: torch.Tensor | None, guidance_scale: float = 1.0
-    ) -> torch.Tensor | None:
+    def _check_labels(self, batch_size: int, class_label: Tensor | None, guidance_scale: float = 1.0) -> Tensor | None:
         """The labels as int64 [B] on the module's device; ValueError for labels that do not exist."""
         if class_label is None:
             if guidance_scale != 1:

@@ -4,7 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import init
 
 
@@ -38,7 +38,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 class Swish(nn.Module):
     """x sigmoid(x)."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return F.silu(x)
 
 
@@ -54,12 +54,10 @@ class TimeEmbedding(nn.Module):
         frequencies = torch.exp(-math.log(10000.0) * torch.arange(half) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.mlp = nn.Sequential(
-            xavier_init(nn.Linear(2 * half, hidden_size)),
-            Swish(),
-            xavier_init(nn.Linear(hidden_size, hidden_size)),
+            xavier_init(nn.Linear(2 * half, hidden_size)), Swish(), xavier_init(nn.Linear(hidden_size, hidden_size))
         )
 
-    def forward(self, t: int | torch.Tensor) -> torch.Tensor:
+    def forward(self, t: int | Tensor) -> Tensor:
         """t: [B] or [B, 1] -> [B, hidden_size]; an int or a 0-d tensor -> [1, hidden_size]."""
         t = torch.as_tensor(t, dtype=torch.float32, device=self.frequencies.device)
         angles = t.reshape(-1, 1) * self.frequencies  # [B, half]
@@ -73,7 +71,7 @@ class DownSample(nn.Module):
         super().__init__()
         self.main = xavier_init(nn.Conv2d(in_ch, in_ch, 3, stride=2, padding=1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.main(x)
 
 
@@ -84,7 +82,7 @@ class UpSample(nn.Module):
         super().__init__()
         self.main = xavier_init(nn.Conv2d(in_ch, in_ch, 3, padding=1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.main(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
@@ -99,7 +97,7 @@ class AttnBlock(nn.Module):
         self.proj_v = xavier_init(nn.Conv2d(in_ch, in_ch, 1))
         self.proj = small_init(nn.Conv2d(in_ch, in_ch, 1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         h = self.group_norm(x)
         # [B, 1 head, HW, C], contiguous: fused kernels, which store no HW x HW matrix, need this layout.
         q, k, v = (
@@ -117,22 +115,15 @@ class ResBlock(nn.Module):
 
     def __init__(self, in_ch: int, out_ch: int, tdim: int, dropout: float, attn: bool = False):
         super().__init__()
-        self.block1 = nn.Sequential(
-            group_norm(in_ch),
-            Swish(),
-            xavier_init(nn.Conv2d(in_ch, out_ch, 3, padding=1)),
-        )
+        self.block1 = nn.Sequential(group_norm(in_ch), Swish(), xavier_init(nn.Conv2d(in_ch, out_ch, 3, padding=1)))
         self.temb_proj = nn.Sequential(Swish(), xavier_init(nn.Linear(tdim, out_ch)))
         self.block2 = nn.Sequential(
-            group_norm(out_ch),
-            Swish(),
-            nn.Dropout(dropout),
-            small_init(nn.Conv2d(out_ch, out_ch, 3, padding=1)),
+            group_norm(out_ch), Swish(), nn.Dropout(dropout), small_init(nn.Conv2d(out_ch, out_ch, 3, padding=1))
         )
         self.shortcut = nn.Identity() if in_ch == out_ch else xavier_init(nn.Conv2d(in_ch, out_ch, 1))
         self.attn = AttnBlock(out_ch) if attn else nn.Identity()
 
-    def forward(self, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         """x: [B, in_ch, H, W], temb: [B or 1, tdim] -> [B, out_ch, H, W]."""
         h = self.block1(x) + self.temb_proj(temb)[:, :, None, None]
         return self.attn(self.shortcut(x) + self.block2(h))

@@ -4,7 +4,7 @@ import reprlib
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cli import UserError
@@ -116,9 +116,7 @@ class UNet(nn.Module):
         last_conv = small_init(nn.Conv2d(now_ch, 3 * patch_size**2, 3, padding=1))
         self.tail = nn.Sequential(group_norm(now_ch), Swish(), last_conv)
 
-    def forward(
-        self, x: torch.Tensor, timestep: int | torch.Tensor, class_label: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: Tensor, timestep: int | Tensor, class_label: Tensor | None = None) -> Tensor:
         """The prediction for noisy images x; a single timestep is that of the whole batch.
 
         class_label is [B] in 0 .. num_classes, 0 or None for "no class"; a ValueError without use_cfg.
@@ -141,12 +139,12 @@ class UNet(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # bfloat16 would round the output to half a grey level
             return F.pixel_shuffle(self.tail(h.float()), self.patch_size)
 
-    def _run(self, block: ResBlock, h: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+    def _run(self, block: ResBlock, h: Tensor, temb: Tensor) -> Tensor:
         if self.activation_checkpointing and self.training:
             return checkpoint(block, h, temb, use_reentrant=False)
         return block(h, temb)
 
-    def _embed_class(self, class_label: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    def _embed_class(self, class_label: Tensor | None, x: Tensor) -> Tensor:
         if class_label is None:
             class_label = torch.zeros(len(x), dtype=torch.long, device=x.device)
         if self.training:

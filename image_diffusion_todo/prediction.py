@@ -14,6 +14,7 @@ noise, x_0 or mean are computed from it (as in EDM: Karras et al., 2022, arXiv:2
 """
 
 import torch
+from torch import Tensor
 
 from scheduler import DDPMScheduler, extract
 
@@ -23,8 +24,8 @@ MIN_SNR_GAMMA = 5  # Hang et al., Sec. 4.2
 
 
 def to_x0_and_eps(
-    output: torch.Tensor, x_t: torch.Tensor, t: int | torch.Tensor, kind: str, scheduler: DDPMScheduler
-) -> tuple[torch.Tensor, torch.Tensor]:
+    output: Tensor, x_t: Tensor, t: int | Tensor, kind: str, scheduler: DDPMScheduler
+) -> tuple[Tensor, Tensor]:
     """x_0 and eps [B, C, H, W] from a network output [B, C, H, W] of one kind: "noise", "x0", "mean" or "v"."""
     a, s = extract(scheduler.sqrt_alphas_cumprod, t, x_t), extract(scheduler.sqrt_one_minus_alphas_cumprod, t, x_t)
     output = output.to(x_t.dtype)  # may be half precision
@@ -39,9 +40,7 @@ def to_x0_and_eps(
     return output, (x_t - a * output) / s
 
 
-def from_v(
-    v: torch.Tensor, x_t: torch.Tensor, t: int | torch.Tensor, predictor: str, scheduler: DDPMScheduler
-) -> torch.Tensor:
+def from_v(v: Tensor, x_t: Tensor, t: int | Tensor, predictor: str, scheduler: DDPMScheduler) -> Tensor:
     """The noise, x_0 or posterior mean [B, C, H, W] that v [B, C, H, W] implies."""
     x_0, eps = to_x0_and_eps(v, x_t, t, "v", scheduler)
     if predictor == "noise":
@@ -58,7 +57,7 @@ def should_clip_x0(predictor: str, parametrization: str) -> bool:
     return (predictor, parametrization) != ("mean", "direct")
 
 
-def loss_weights(kind: str, predictor: str, scheduler: DDPMScheduler) -> torch.Tensor:
+def loss_weights(kind: str, predictor: str, scheduler: DDPMScheduler) -> Tensor:
     """The weight of the squared error at each timestep [T].
 
     An error d of x_0 is an error k_t d of the prediction: k_t = 1 for x0, sqrt(SNR_t) for the noise, and eq. 7's

@@ -30,6 +30,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from scheduler import DDPMScheduler
 
@@ -39,18 +40,18 @@ DEFAULT_STEPS = {"ddim": 50, "dpm": 20}
 # of 0.6 to 2.7. Clipping, or v, prevents that, but dpm would still take 6 of its 20 steps where x_t is only noise.
 MIN_ALPHA_BAR = 4e-5
 
-Predict = Callable[[torch.Tensor, int], torch.Tensor]  # x_t [B, C, H, W], t -> prediction [B, C, H, W]
-PredictBoth = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]  # x_t, t -> x_0 and eps
-RandnLike = Callable[[torch.Tensor], torch.Tensor]
+Predict = Callable[[Tensor, int], Tensor]  # x_t [B, C, H, W], t -> prediction [B, C, H, W]
+PredictBoth = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # x_t, t -> x_0 and eps
+RandnLike = Callable[[Tensor], Tensor]
 
 
 def ddpm(
     predict: Predict,
     scheduler: DDPMScheduler,
-    x: torch.Tensor,
+    x: Tensor,
     predictor: str = "noise",
     randn_like: RandnLike = torch.randn_like,
-) -> Iterator[torch.Tensor]:
+) -> Iterator[Tensor]:
     """All T steps from x = x_T; `predict` returns what `predictor` names: "noise", "x0" or "mean"."""
     for t in scheduler.timesteps.tolist():
         x = scheduler.step(x, t, predict(x, t), predictor, randn_like(x))
@@ -60,11 +61,11 @@ def ddpm(
 def ddim(
     predict: PredictBoth,
     scheduler: DDPMScheduler,
-    x: torch.Tensor,
+    x: Tensor,
     timesteps: list[int],
     eta: float = 0.0,
     randn_like: RandnLike = torch.randn_like,
-) -> Iterator[torch.Tensor]:
+) -> Iterator[Tensor]:
     """Steps over decreasing timesteps; eta in [0, 1] is the share of fresh noise."""
     for t, prev in pairwise([*timesteps, -1]):
         x_0, eps = predict(x, t)
@@ -76,9 +77,7 @@ def ddim(
         yield x
 
 
-def dpm(
-    predict: PredictBoth, scheduler: DDPMScheduler, x: torch.Tensor, timesteps: list[int]
-) -> Iterator[torch.Tensor]:
+def dpm(predict: PredictBoth, scheduler: DDPMScheduler, x: Tensor, timesteps: list[int]) -> Iterator[Tensor]:
     """Second-order deterministic steps over decreasing timesteps."""
     x_0_before = h_before = None
     for t, prev in pairwise([*timesteps, -1]):
@@ -155,7 +154,7 @@ class ImageNoise:
         self.shape = self.BLOCK, 3, resolution, resolution
         self.steps = iter(())
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Standard Gaussian noise of x's shape [B, 3, resolution, resolution], new at each call."""
         try:
             return next(self.steps)

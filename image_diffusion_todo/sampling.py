@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import speed
 from atomic import atomic_write, lock_folder
@@ -164,7 +165,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
     if compiles:
         speed.compile_network(ddpm.network)
 
-    def run_chains(indices: list[int], class_label: torch.Tensor | None, keep_frames: bool) -> torch.Tensor:
+    def run_chains(indices: list[int], class_label: Tensor | None, keep_frames: bool) -> Tensor:
         """Frames [F, B, 3, H, W] of reverse chains; without keep_frames, the images alone."""
         scale = args.cfg_scale if args.use_cfg else 1.0
         sampler = dict(sample_method=args.sample_method, timesteps=timesteps, eta=args.eta, clip_x0=args.clip_x0)
@@ -190,7 +191,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
         print(f"{args.num_samples} images in {args.save_dir}")
 
 
-def save_chains(frames: torch.Tensor, args: argparse.Namespace) -> None:
+def save_chains(frames: Tensor, args: argparse.Namespace) -> None:
     """Write frames [F, B, 3, H, W] of reverse chains as a picture and an animation beside the save folder."""
     beside = args.save_dir.resolve()
     if args.save_traj:

@@ -27,13 +27,13 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 MODES = ("linear", "quad", "cosine")
 MAX_TIMESTEPS = 1_000_000
 
 
-def as_timesteps(t: int | torch.Tensor, device: torch.device) -> torch.Tensor:
+def as_timesteps(t: int | Tensor, device: torch.device) -> Tensor:
     """An int, or a tensor [], [B] or [B, 1] of whole numbers -> int64 [B], or [1] for one t for the whole batch.
 
     Raises:
@@ -47,7 +47,7 @@ def as_timesteps(t: int | torch.Tensor, device: torch.device) -> torch.Tensor:
     return t.long().reshape(-1)
 
 
-def extract(input: torch.Tensor, t: int | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def extract(input: Tensor, t: int | Tensor, x: Tensor) -> Tensor:
     """The entries input[t] of a schedule [T], shaped [B, 1, ...] (or [1, 1, ...]) to broadcast over x [B, ...].
 
     Raises:
@@ -56,7 +56,7 @@ def extract(input: torch.Tensor, t: int | torch.Tensor, x: torch.Tensor) -> torc
     return input.gather(0, as_timesteps(t, input.device)).reshape(-1, *[1] * (x.ndim - 1))
 
 
-def beta_schedule(T: int, beta_1: float, beta_T: float, mode: str) -> torch.Tensor:
+def beta_schedule(T: int, beta_1: float, beta_T: float, mode: str) -> Tensor:
     """beta_t, float64 [T], from beta_1 to beta_T, which the cosine mode ignores.
 
     linear   beta rises linearly (DDPM, Sec. 4)
@@ -111,7 +111,7 @@ class BaseScheduler(nn.Module):
         }.items():
             self.register_buffer(name, values.float(), persistent=False)  # `config` rebuilds them
 
-    def uniform_sample_t(self, batch_size: int, device: torch.device | None = None) -> torch.Tensor:
+    def uniform_sample_t(self, batch_size: int, device: torch.device | None = None) -> Tensor:
         """Training timesteps, int64 [batch_size], uniform over 0..T-1, from NumPy's global generator."""
         t = np.random.choice(np.arange(self.num_train_timesteps), batch_size)
         return torch.from_numpy(t).to(device, non_blocking=True)
@@ -150,50 +150,35 @@ class DDPMScheduler(BaseScheduler):
         }.items():
             self.register_buffer(name, values.float(), persistent=False)
 
-    def add_noise(
-        self, x_0: torch.Tensor, t: int | torch.Tensor, eps: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def add_noise(self, x_0: Tensor, t: int | Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x_t ~ q(x_t | x_0), eq. 4, and the noise eps in it (drawn if None)."""
         if eps is None:
             eps = torch.randn(x_0.shape, device=x_0.device, dtype=x_0.dtype)
         a, s = extract(self.sqrt_alphas_cumprod, t, x_0), extract(self.sqrt_one_minus_alphas_cumprod, t, x_0)
         return a * x_0 + s * eps, eps
 
-    def posterior_mean(self, x_0: torch.Tensor, x_t: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
+    def posterior_mean(self, x_0: Tensor, x_t: Tensor, t: int | Tensor) -> Tensor:
         """mu~_t(x_t, x_0), eq. 7."""
         return extract(self.posterior_mean_coef_x0, t, x_t) * x_0 + extract(self.posterior_mean_coef_xt, t, x_t) * x_t
 
-    def step(
-        self,
-        x_t: torch.Tensor,
-        t: int | torch.Tensor,
-        net_out: torch.Tensor,
-        predictor: str,
-        z: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def step(self, x_t: Tensor, t: int | Tensor, net_out: Tensor, predictor: str, z: Tensor | None = None) -> Tensor:
         """One reverse step x_t -> x_{t-1}; net_out is the predicted "noise", "x0" or "mean", z the step's noise."""
         steps = {"noise": self.step_predict_noise, "x0": self.step_predict_x0, "mean": self.step_predict_mean}
         if predictor not in steps:
             raise ValueError(f"unknown predictor {predictor!r}: choose one of {', '.join(steps)}")
         return steps[predictor](x_t, t, net_out, z)
 
-    def step_predict_noise(
-        self, x_t: torch.Tensor, t: int | torch.Tensor, eps_theta: torch.Tensor, z: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def step_predict_noise(self, x_t: Tensor, t: int | Tensor, eps_theta: Tensor, z: Tensor | None = None) -> Tensor:
         """The step with eq. 11 as its mean."""
         beta_t, alpha_t = extract(self.betas, t, x_t), extract(self.alphas, t, x_t)
         mean = (x_t - beta_t / extract(self.sqrt_one_minus_alphas_cumprod, t, x_t) * eps_theta) / alpha_t.sqrt()
         return self.step_predict_mean(x_t, t, mean, z)
 
-    def step_predict_x0(
-        self, x_t: torch.Tensor, t: int | torch.Tensor, x0_pred: torch.Tensor, z: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def step_predict_x0(self, x_t: Tensor, t: int | Tensor, x0_pred: Tensor, z: Tensor | None = None) -> Tensor:
         """The step with eq. 7 as its mean."""
         return self.step_predict_mean(x_t, t, self.posterior_mean(x0_pred, x_t, t), z)
 
-    def step_predict_mean(
-        self, x_t: torch.Tensor, t: int | torch.Tensor, mean_theta: torch.Tensor, z: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def step_predict_mean(self, x_t: Tensor, t: int | Tensor, mean_theta: Tensor, z: Tensor | None = None) -> Tensor:
         """x_{t-1} = mean + sigma_t z, without noise at t = 0."""
         sigma_t = extract(self.sigmas, t, x_t)
         is_last = (as_timesteps(t, x_t.device) == 0).view_as(sigma_t)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import speed
@@ -51,7 +52,7 @@ def build_model(args: argparse.Namespace, num_classes: int) -> DiffusionModule:
     return DiffusionModule(network, schedule, args.predictor, **options)
 
 
-def update_ema(ema: list[torch.Tensor], weights: list[torch.Tensor], decay: float, step: int) -> None:
+def update_ema(ema: list[Tensor], weights: list[Tensor], decay: float, step: int) -> None:
     """Move the averages towards the weights after `step` steps (DDPM, App. B).
 
     The decay rises to its value as (1 + step) / (10 + step), so that the random initial weights are soon forgotten.
@@ -102,12 +103,12 @@ class Trainer:
         self.step = 0
         self.saved_step = -1  # of last.ckpt
         self.stats: list[dict[str, Any]] = []
-        self.pending_losses: list[torch.Tensor] = []
+        self.pending_losses: list[Tensor] = []
         self.row_started = time.perf_counter()
 
     # Training step
 
-    def train_step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def train_step(self, images: Tensor, labels: Tensor) -> None:
         """A gradient step on images [B, 3, H, W] in [-1, 1] and labels [B]; UserError if training has failed."""
         if self.args.hflip:
             flipped = torch.rand(len(images), 1, 1, 1, device=self.device) < 0.5
@@ -129,7 +130,7 @@ class Trainer:
             self.pending_losses = []
             self.row_started = time.perf_counter()
 
-    def compute_gradient(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def compute_gradient(self, images: Tensor, labels: Tensor) -> Tensor:
         """The (scaled) gradient of the batch's mean loss, in --accumulate parts; returns the loss [], on the device."""
         self.optimizer.zero_grad()
         n = self.args.accumulate
@@ -184,7 +185,7 @@ class Trainer:
         indices = range(4)
         labels = torch.tensor([i % self.network.num_classes + 1 for i in indices]) if self.args.use_cfg else None
 
-        def sample() -> torch.Tensor:
+        def sample() -> Tensor:
             noise = ImageNoise(self.args.seed, indices, self.args.image_resolution, self.device)
             chain = self.ema.reverse_process(len(indices), labels, clip_x0=self.args.clip_x0, randn_like=noise)
             return trajectory_frames(stop.interruptible(chain), self.args.num_diffusion_train_timesteps)

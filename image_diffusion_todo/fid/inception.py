@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pytorch_fid import inception as pytorch_fid
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import inception_v3
 
 from cli import UserError
@@ -53,11 +53,11 @@ class FeatureNetwork:
         self.weights, self.weights_sha256 = weights, hashlib.sha256(weights.read_bytes()).hexdigest()
         self.dims, self.device = dims, device
 
-    def read(self, file: Path) -> torch.Tensor:
+    def read(self, file: Path) -> Tensor:
         """The pixels of an image file, uint8 [3, H, W]."""
         return to_uint8_tensor(read_image(file))
 
-    def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+    def __call__(self, images: Sequence[Tensor]) -> Tensor:
         """Images from `read` -> features [B, dims]."""
         raise NotImplementedError
 
@@ -84,12 +84,12 @@ class LabInception(FeatureNetwork):
             raise UserError(f"{LAB_WEIGHTS}: not the lab's Inception weights, or damaged; {self.origin}") from error
         super().__init__(network, LAB_WEIGHTS, STANDARD_WIDTH, device)
 
-    def read(self, file: Path) -> torch.Tensor:
+    def read(self, file: Path) -> Tensor:
         """The pixels of an image file at the size that the network was trained on, uint8 [3, 256, 256]."""
         return to_uint8_tensor(read_image(file).resize((256, 256), Image.Resampling.BILINEAR))
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+    def __call__(self, images: Sequence[Tensor]) -> Tensor:
         return self.network(torch.stack(list(images)).to(self.device) / 127.5 - 1)
 
 
@@ -114,7 +114,7 @@ class PytorchFidInception(FeatureNetwork):
         super().__init__(network, weights, dims, device)
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+    def __call__(self, images: Sequence[Tensor]) -> Tensor:
         if len({image.shape for image in images}) == 1:
             batch = torch.stack(list(images)).to(self.device) / 255
         else:  # images of different sizes are resized one by one, as the network would
@@ -152,7 +152,7 @@ def extract_features(
     return np.concatenate(features)
 
 
-def to_uint8_tensor(image: Image.Image) -> torch.Tensor:
+def to_uint8_tensor(image: Image.Image) -> Tensor:
     """An RGB image as bytes, uint8 [3, H, W]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
