@@ -37,11 +37,7 @@ CHECKPOINT_VERSION = 1
 
 
 def extract(input: Tensor, t: int | Tensor, x: Tensor) -> Tensor:
-    """The entries input[t] of a schedule [T], shaped [B, 1, ...] (or [1, 1, ...]) to broadcast over x [B, ...].
-
-    Raises:
-        RuntimeError: for t outside 0..T-1.
-    """
+    """The entries input[t] of a schedule [T], shaped [B, 1, ...] (or [1, 1, ...]) to broadcast over x [B, ...]."""
     return input.gather(0, as_timesteps(t, input.device)).reshape(-1, *[1] * (x.ndim - 1))
 
 

@@ -9,11 +9,7 @@ from torch import Tensor, nn
 
 
 def as_timesteps(t: int | Tensor, device: torch.device) -> Tensor:
-    """An int, or a tensor [], [B] or [B, 1] of whole numbers -> int64 [B], or [1] for one t for the whole batch.
-
-    Raises:
-        ValueError: for a timestep that is not a whole number.
-    """
+    """An int, or a tensor [], [B] or [B, 1] of whole numbers -> int64 [B], or [1] for one t for the whole batch."""
     if isinstance(t, int):
         return torch.full((1,), t, device=device)  # filled on the device; a copy would synchronise with it
     t = torch.as_tensor(t, device=device)

@@ -41,11 +41,9 @@ def make_eval_images(
         file_format: "png" makes `<class>_<name>.png`, resized like training images. "jpeg" does what the lab does: the
             name stays, and Pillow's defaults resize and save the image in the mode that it has.
         crop: take the centre square of each image.
-        skip_broken: leave out images that cannot be decoded.
+        skip_broken: leave out images that cannot be decoded; otherwise one is a UserError.
 
-    Raises:
-        UserError: for a broken image, unless `skip_broken`; or when `eval/` holds files that are not from here, or
-            cannot be written.
+    UserError also when `eval/` holds files that are not from here.
     """
     folder, settings = root / "eval", (file_format, resolution, crop)
     files = [file for images in list_classes(root, "val").values() for file in images]
@@ -113,8 +111,7 @@ def _eval_names(files: Sequence[Path], folder: Path, file_format: str) -> list[s
         stem = "_".join(file.relative_to(folder).with_suffix("").parts)
         if file_format == "jpeg":
             stem, suffix = file.stem, file.suffix if file.suffix.lower() in (".jpg", ".jpeg") else ".jpg"
-        if len(os.fsencode(stem)) > 200:  # names have 255 bytes at most
-            stem = os.fsencode(stem)[:200].decode(errors="ignore")
+        stem = os.fsencode(stem)[:200].decode(errors="ignore")  # names have 255 bytes at most
         name, number = stem, 1
         while (key := unicodedata.normalize("NFC", name).casefold()) in taken:
             number += 1

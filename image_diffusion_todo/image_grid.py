@@ -6,10 +6,10 @@ python image_grid.py samples/linear --out linear.png      # the first 64 images 
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
 from atomic import atomic_write
@@ -47,8 +47,7 @@ def contact_sheet(folder: Path, count: int, per_row: int) -> Image.Image:
     images = [read_image(path) for path in files]
     if len({image.size for image in images}) > 1:
         raise UserError(f"{folder} holds images of different sizes")
-    pixels = to_tensor(np.stack([np.asarray(image) for image in images]))  # [N, H, W, 3]
-    return image_grid(pixels.permute(0, 3, 1, 2), per_row)
+    return image_grid(to_tensor(torch.stack([pil_to_tensor(image) for image in images])), per_row)
 
 
 def main() -> None:

@@ -107,8 +107,6 @@ def read_image(
         if is_deep and np.max(image.getextrema()) < 64:
             note(f"{Path(path).parent}: 16-bit images that use 14 bits or fewer are nearly black; scale their levels")
         return image
-    except Image.DecompressionBombError:
-        raise UserError(f"{path}: too large, more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels") from None
     except Exception as error:  # decoders fail with OSError, SyntaxError, struct.error, ...
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
             raise

@@ -34,11 +34,7 @@ MAX_TIMESTEPS = 1_000_000
 
 
 def as_timesteps(t: int | Tensor, device: torch.device) -> Tensor:
-    """An int, or a tensor [], [B] or [B, 1] of whole numbers -> int64 [B], or [1] for one t for the whole batch.
-
-    Raises:
-        ValueError: for a timestep that is not a whole number.
-    """
+    """An int, or a tensor [], [B] or [B, 1] of whole numbers -> int64 [B], or [1] for one t for the whole batch."""
     if isinstance(t, int):
         return torch.full((1,), t, device=device)  # filled on the device; a copy would synchronise with it
     t = torch.as_tensor(t, device=device)
@@ -48,11 +44,7 @@ def as_timesteps(t: int | Tensor, device: torch.device) -> Tensor:
 
 
 def extract(input: Tensor, t: int | Tensor, x: Tensor) -> Tensor:
-    """The entries input[t] of a schedule [T], shaped [B, 1, ...] (or [1, 1, ...]) to broadcast over x [B, ...].
-
-    Raises:
-        RuntimeError: for t outside 0..T-1.
-    """
+    """The entries input[t] of a schedule [T], shaped [B, 1, ...] (or [1, 1, ...]) to broadcast over x [B, ...]."""
     return input.gather(0, as_timesteps(t, input.device)).reshape(-1, *[1] * (x.ndim - 1))
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from pytorch_fid import inception as pytorch_fid
 from torch import Tensor, nn
 from torchvision.models import inception_v3
+from torchvision.transforms.functional import pil_to_tensor
 
 from cli import UserError
 from images import read_image
@@ -55,7 +56,7 @@ class FeatureNetwork:
 
     def read(self, file: Path) -> Tensor:
         """The pixels of an image file, uint8 [3, H, W]."""
-        return to_uint8_tensor(read_image(file))
+        return pil_to_tensor(read_image(file))
 
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
         """Images from `read` -> features [B, dims]."""
@@ -86,7 +87,7 @@ class LabInception(FeatureNetwork):
 
     def read(self, file: Path) -> Tensor:
         """The pixels of an image file at the size that the network was trained on, uint8 [3, 256, 256]."""
-        return to_uint8_tensor(read_image(file).resize((256, 256), Image.Resampling.BILINEAR))
+        return pil_to_tensor(read_image(file).resize((256, 256), Image.Resampling.BILINEAR))
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
@@ -150,11 +151,6 @@ def extract_features(
                 raise UserError(f"{network.weights}: {damage}: download it again, or try smaller --dims")
             bar.update(len(images))
     return np.concatenate(features)
-
-
-def to_uint8_tensor(image: Image.Image) -> Tensor:
-    """An RGB image as bytes, uint8 [3, H, W]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def weights_file() -> Path:
