@@ -54,7 +54,9 @@ class TimeEmbedding(nn.Module):
         frequencies = torch.exp(-math.log(10000.0) * torch.arange(half) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.mlp = nn.Sequential(
-            xavier_init(nn.Linear(2 * half, hidden_size)), Swish(), xavier_init(nn.Linear(hidden_size, hidden_size))
+            xavier_init(nn.Linear(2 * half, hidden_size)),
+            Swish(),
+            xavier_init(nn.Linear(hidden_size, hidden_size)),
         )
 
     def forward(self, t: int | Tensor) -> Tensor:
@@ -115,10 +117,17 @@ class ResBlock(nn.Module):
 
     def __init__(self, in_ch: int, out_ch: int, tdim: int, dropout: float, attn: bool = False):
         super().__init__()
-        self.block1 = nn.Sequential(group_norm(in_ch), Swish(), xavier_init(nn.Conv2d(in_ch, out_ch, 3, padding=1)))
+        self.block1 = nn.Sequential(
+            group_norm(in_ch),
+            Swish(),
+            xavier_init(nn.Conv2d(in_ch, out_ch, 3, padding=1)),
+        )
         self.temb_proj = nn.Sequential(Swish(), xavier_init(nn.Linear(tdim, out_ch)))
         self.block2 = nn.Sequential(
-            group_norm(out_ch), Swish(), nn.Dropout(dropout), small_init(nn.Conv2d(out_ch, out_ch, 3, padding=1))
+            group_norm(out_ch),
+            Swish(),
+            nn.Dropout(dropout),
+            small_init(nn.Conv2d(out_ch, out_ch, 3, padding=1)),
         )
         self.shortcut = nn.Identity() if in_ch == out_ch else xavier_init(nn.Conv2d(in_ch, out_ch, 1))
         self.attn = AttnBlock(out_ch) if attn else nn.Identity()
