@@ -5,9 +5,11 @@ import math
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 import torch
@@ -146,3 +148,16 @@ def check_writable(folder: Path) -> None:
 def is_writable(folder: Path) -> bool:
     """Whether to write below `folder`; not if its mode is read-only, even as an administrator who could."""
     return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
+
+
+def _exit_on_missing_name(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """One line if a module beside this one lacks a name: imports come before `exit_on_user_error`."""
+    if isinstance(error, ImportError) and error.path and Path(error.path).parent == Path(__file__).parent:
+        importer = traceback.extract_tb(where)[-1]
+        message = f"{Path(importer.filename).name}, line {importer.lineno}: {error}"
+        print(f"{Path(sys.argv[0]).name}: error: {one_line(message)}", file=sys.stderr)
+        sys.exit(2)
+    _previous_hook(kind, error, where)
+
+
+_previous_hook, sys.excepthook = sys.excepthook, _exit_on_missing_name

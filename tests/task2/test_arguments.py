@@ -2,6 +2,8 @@
 
 import io
 import re
+import runpy
+import sys
 from contextlib import redirect_stdout
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import cli
 import sampling
 import train
 from cli import UserError, exit_on_user_error, select_device
@@ -151,6 +154,14 @@ def test_a_bug_keeps_its_traceback(bug):
     with pytest.raises(type(bug)) as raised, exit_on_user_error():
         raise bug
     assert raised.value is bug
+
+
+def test_other_uncaught_errors_reach_the_hook_that_was_there_before(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "excepthook", lambda *details: seen.append(details))
+    runpy.run_path(cli.__file__)  # installs its own
+    sys.excepthook(KeyError, KeyError("x"), None)
+    assert seen[0][0] is KeyError
 
 
 def test_too_large_a_tensor_is_told_by_its_flag(capsys):
