@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import speed
 from checkpoint import build_network, read_checkpoint, write_checkpoint
 from cli import UserError
+from network import UNet
 from prediction import LOSS_WEIGHTS, PARAMETRIZATIONS, from_v, loss_weights, to_x0_and_eps
 from progress import tqdm
 from samplers import RandnLike, ddim, ddpm, dpm, sampling_timesteps
@@ -226,7 +227,13 @@ class DiffusionModule(nn.Module):
     # Files
 
     def checkpoint(self) -> dict:
-        """Everything needed to rebuild this module, as plain numbers and tensors (see `checkpoint.py`)."""
+        """Everything needed to rebuild this module, as plain numbers and tensors (see `checkpoint.py`).
+
+        TypeError for a network or schedule of another class, for which `load` would build the one below.
+        """
+        for part, kind in ((self.network, UNet), (self.var_scheduler, DDPMScheduler)):
+            if type(part) is not kind:
+                raise TypeError(f"only a {kind.__name__} itself can be saved, not a {type(part).__name__}")
         return {
             "network": self.network.config,
             "var_scheduler": self.var_scheduler.config,

@@ -122,3 +122,20 @@ def test_a_checkpoint_older_than_parametrization_and_patches_loads(tmp_path):
     loaded = DiffusionModule(None, None)
     loaded.load(tmp_path / "old.ckpt")
     assert loaded.parametrization == "direct" and loaded.network.patch_size == 1
+
+
+OwnNetwork, OwnScheduler = type("OwnNetwork", (UNet,), {}), type("OwnScheduler", (DDPMScheduler,), {})
+
+
+@pytest.mark.parametrize(
+    ("network", "scheduler", "name"),
+    [
+        (Says(torch.zeros(1)), schedule(), "Says"),
+        (OwnNetwork(**SMALL_UNET), schedule(), "OwnNetwork"),
+        (UNet(**SMALL_UNET), OwnScheduler(10), "OwnScheduler"),
+    ],
+)
+def test_classes_that_load_could_not_rebuild_are_not_saved(tmp_path, network, scheduler, name):
+    with pytest.raises(TypeError, match=name):
+        DiffusionModule(network, scheduler).save(tmp_path / "model.ckpt")
+    assert not list(tmp_path.iterdir())
