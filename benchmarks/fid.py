@@ -7,17 +7,19 @@
 - network: from images to features.
 - whole: from two folders to the number, loading the network included; once more with the real features cached.
 
-Both programs take turns in one process; a time is the median of its turns. The weights of pytorch-fid's network are
-downloaded once.
+Both programs take turns in one process. A time is the median of its turns, with the lowest and the highest. Without
+pytorch-fid's weights file the network gets random weights: the times are the same.
 """
 
 import os
+import statistics
 import sys
 import tempfile
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from importlib.metadata import version
 from pathlib import Path
 from shutil import rmtree
 from unittest import mock
@@ -25,7 +27,7 @@ from unittest import mock
 import bench
 import numpy as np
 import torch
-from bench_tables import FID, markdown, table
+import torchvision
 from PIL import Image
 from pytorch_fid import fid_score
 from scipy import linalg
@@ -33,7 +35,7 @@ from scipy import linalg
 from cli import exit_on_user_error, int_range, select_device
 from fid.frechet import fit_gaussian, frechet_distance
 from fid.image_sets import find_images
-from fid.inception import WIDTHS, PytorchFidInception, extract_features
+from fid.inception import WIDTHS, PytorchFidInception, extract_features, weights_file
 from fid.measure_fid import measure
 
 BATCH_SIZE = 50  # of both programs
@@ -50,6 +52,17 @@ def write_images(folder: Path, count: int, grain: int) -> Path:
     return folder
 
 
+def write_random_weights(file: Path) -> None:
+    """Weights of pytorch-fid's network that preserve the scale of its activations."""
+    network = torchvision.models.inception_v3(weights=None, init_weights=False, num_classes=1008, aux_logits=False)
+    torch.manual_seed(0)
+    for values in network.parameters():
+        if values.ndim == 4:
+            torch.nn.init.kaiming_normal_(values, nonlinearity="relu")
+    file.parent.mkdir(parents=True)
+    torch.save(network.state_dict(), file)
+
+
 def compare(turns: int, theirs: Callable, ours: dict[str, Callable]) -> Iterator[dict]:
     """Run `theirs` and all of `ours` in turns. A row for each of ours: seconds, their ratio, difference of results."""
     programs, results = {"theirs": theirs} | ours, {}
@@ -57,14 +70,18 @@ def compare(turns: int, theirs: Callable, ours: dict[str, Callable]) -> Iterator
     def run(name: str) -> None:
         results[name] = np.asarray(programs[name]())
 
-    seconds = bench.medians(bench.take_turns({name: lambda name=name: run(name) for name in programs}, turns))
+    seconds = bench.take_turns({name: lambda name=name: run(name) for name in programs}, turns)
+    times = {
+        name: {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+        for name, values in seconds.items()
+    }
     for name in ours:
         difference = np.abs(results[name] - results["theirs"]).max() / np.abs(results["theirs"]).max()
         yield {
             "what": name,
-            "pytorch_fid": {"median": seconds["theirs"]},
-            "ours": {"median": seconds[name]},
-            "speedup": seconds["theirs"] / seconds[name],
+            "pytorch_fid": times["theirs"],
+            "ours": times[name],
+            "speedup": times["theirs"]["median"] / times[name]["median"],
             "relative_difference": float(difference),
         }
 
@@ -112,6 +129,7 @@ def measure_all(args: Namespace, folder: Path) -> Iterator[dict]:
 
 
 def main() -> None:
+    """Measure and print the table, in Markdown."""
     parser = bench.make_parser(__doc__, turns=3)
     add = parser.add_argument
     add("--real", type=int_range(2), default=1500, metavar="N", help="synthetic features of the real side")
@@ -120,19 +138,37 @@ def main() -> None:
     add("--images", type=int_range(2), default=16, metavar="N", help="images in each of the two folders")
     add("--device", type=select_device, default="cpu", help="auto, cpu, cuda, cuda:1, mps")
     args = parser.parse_args()
+
+    random_weights = not weights_file().exists()
     sqrtm = linalg.sqrtm  # pytorch-fid passes `disp`, which SciPy 1.18 removed, and expects two values
     with (
         exit_on_user_error(),
         tempfile.TemporaryDirectory() as folder,
+        mock.patch.dict(os.environ),
         mock.patch.object(linalg, "sqrtm", lambda A, disp: (sqrtm(A), 0.0)),
         warnings.catch_warnings(),
         redirect_stdout(sys.stderr),
     ):
         warnings.simplefilter("ignore")
+        if random_weights:
+            os.environ["TORCH_HOME"] = str(Path(folder, "torch"))
+            write_random_weights(weights_file())
         rows = list(measure_all(args, Path(folder)))
-        settings = {name: str(value) for name, value in vars(args).items() if name != "json"}
-        bench.write_json(args.json, {"rows": rows, "settings": settings, "threads": torch.get_num_threads()})
-    print(markdown(table(rows, FID)))
+        result = {
+            "rows": rows,
+            "random_weights": random_weights,
+            "settings": {name: str(value) for name, value in vars(args).items() if name != "json"},
+            "threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in ("pytorch-fid", "torch", "torchvision", "numpy", "scipy")},
+        }
+        bench.write_json(args.json, result)
+
+    print("| | pytorch-fid, seconds | ours, seconds | speed-up | relative difference |\n|---|---|---|---|---|")
+    for row in rows:
+        times = ["{median:.2f} ({lowest:.2f} to {highest:.2f})".format(**row[name]) for name in ("pytorch_fid", "ours")]
+        print(f"| {row['what']} | {' | '.join(times)} | {row['speedup']:.1f} | {row['relative_difference']:.1e} |")
+    if random_weights:
+        print("The network's weights are random: the distances are not FIDs.")
 
 
 if __name__ == "__main__":

@@ -19,18 +19,19 @@ from pathlib import Path
 import bench
 import numpy as np
 import torch
-from bench_tables import SPEED, markdown, table
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import speed
 import train
-from cli import exit_on_user_error, int_range, select_device
+from cli import exit_on_user_error, float_range, int_range, select_device
+from data_folder import check_has_data
 from dataset import AFHQDataModule, get_data_iterator, to_tensor
 from images import resize
 from model import DiffusionModule
 from synthetic_faces import write_synthetic_set
-from trainer import Trainer, build_model, update_ema
+from trainer import Trainer, build_model, build_network, update_ema
 
 OPTIMISATIONS = ("cached images", "fused attention", "fused Adam", "channels last", "losses read rarely")
 OPTIMISATIONS += ("TF32", "bf16", "compiled")
@@ -115,6 +116,15 @@ def chain_seconds(model: DiffusionModule, batch_size: int, args: Namespace, devi
         return bench.seconds_per_call(lambda: model.predict(x, t), 20, device) * args.num_diffusion_train_timesteps
 
 
+def forward_flop(args: Namespace) -> float:
+    """Floating-point operations of a forward pass of one image."""
+    size = args.image_resolution
+    # The counter has no formula for the fused attention of CPUs.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        build_network(args, 1)(torch.zeros(1, 3, size, size), torch.zeros(1))
+    return counter.get_total_flops()
+
+
 def measure(args: Namespace, data: AFHQDataModule, device: torch.device, turns: int, steps: int) -> dict:
     """Speed of each row, and the hours of 100,000 steps with samples."""
     optimisations = available_optimisations(args, device)
@@ -130,10 +140,22 @@ def measure(args: Namespace, data: AFHQDataModule, device: torch.device, turns: 
 
     rows["train.py"] = trainer_step
 
-    for step in rows.values():
-        bench.seconds_per_call(step, 4, device)  # warm-up
+    memory: dict[str, float | None] = dict.fromkeys(rows)
+    for name, step in rows.items():
+        step()  # gradients and Adam's moments exist from here on
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+        bench.seconds_per_call(step, 3, device)  # warm-up
+        if device.type == "cuda":
+            memory[name] = (torch.cuda.max_memory_allocated(device) - before) / 2**30
+
+    index = itertools.count()
+    rows["loading"] = lambda: batches[next(index)]
     seconds = bench.take_turns(rows, turns, steps, device)
     median = bench.medians(seconds)
+    del seconds["loading"]
+    flop = 3 * forward_flop(args) * args.batch_size  # the backward pass takes twice the forward pass
     # The skeleton samples 4 + 1 images in two chains every 200 steps; train.py samples 4 in one every 2000.
     plain.model.eval()
     with process_settings(()):
@@ -148,11 +170,29 @@ def measure(args: Namespace, data: AFHQDataModule, device: torch.device, turns: 
                 "images_per_second": args.batch_size / median[name],
                 "times_plain": median["plain"] / median[name],
                 "spread": (max(times) - min(times)) / median[name],
+                "tflop_per_second": flop / median[name] / 1e12,
+                "activations_gib": memory[name],
             }
             for name, times in seconds.items()
         ],
+        "share_of_time_on_data": median["loading"] / median["train.py"],
         "hours_for_100k_steps_with_samples": {n: (1e5 * median[n] + sampling[n]) / 3600 for n in sampling},
     }
+
+
+def to_markdown(result: dict, peak_tflops: float | None = None) -> str:
+    """The result as a table."""
+    header = "| | images/s | speed-up | spread | TFLOP/s | share of peak | activations, GiB |"
+    lines = [f"Batch {result['batch_size']}:\n", header, "|---|---|---|---|---|---|---|"]
+    for row in result["table"]:
+        numbers = f"{row['images_per_second']:.1f} | {row['times_plain']:.2f} | {row['spread']:.0%}"
+        share = f"{row['tflop_per_second'] / peak_tflops:.0%}" if peak_tflops else ""
+        memory = "" if row["activations_gib"] is None else f"{row['activations_gib']:.2f}"
+        lines.append(f"| {row['row']} | {numbers} | {row['tflop_per_second']:.3f} | {share} | {memory} |")
+    hours = result["hours_for_100k_steps_with_samples"]
+    lines.append(f"\nShare of train.py's time spent on loading images: {result['share_of_time_on_data']:.2%}")
+    lines.append(f"100,000 steps with samples: {hours['plain']:.2f} h plain, {hours['train.py']:.2f} h with train.py\n")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -161,22 +201,27 @@ def main() -> None:
     add("--full", action="store_true", help="the lab's network at 64x64 instead of a small one at 32x32")
     add("--batch_size", type=int_range(1), nargs="+", default=[16], metavar="N", help="one table for each")
     add("--steps", type=int_range(1), default=4, metavar="N", help="steps per turn")
+    add("--compile", choices=speed.AUTO_ON_OFF, default="auto", help="auto: on GPUs")
+    add("--data_root", type=Path, metavar="DIR", help="images to train on instead of synthetic faces")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, mps; auto: a GPU if there is one")
+    peak = "peak of the device, to print the share of it"
+    add("--peak_tflops", type=float_range(0, 1e6), metavar="X", help=peak)
     given = parser.parse_args()
     with exit_on_user_error(), tempfile.TemporaryDirectory() as folder:
         device = select_device(given.device)
-        root = Path(folder, "afhq")
-        write_synthetic_set(root, max(100, *given.batch_size))
+        root = given.data_root or Path(folder) / "afhq"
+        if given.data_root:
+            check_has_data(root)
+        else:
+            write_synthetic_set(root, max(100, *given.batch_size))
         results = []
         for batch_size in given.batch_size:
             flags = [*(FULL if given.full else SMALL).split(), "--batch_size", str(batch_size)]
-            args = train.parse_arguments([*flags, "--train_num_steps", "1000000"])
+            args = train.parse_arguments([*flags, "--compile", given.compile, "--train_num_steps", "1000000"])
             resolution = args.image_resolution
             data = AFHQDataModule(root, batch_size, max_num_images_per_cat=-1, image_resolution=resolution)
             results.append(measure(args, data, device, given.turns, given.steps))
-            print(f"Batch {batch_size}:\n\n{markdown(table(results[-1]['table'], SPEED))}\n")
-            for name, hours in results[-1]["hours_for_100k_steps_with_samples"].items():
-                print(f"100,000 steps with samples, {name}: {hours:.3g} hours", flush=True)
+            print(to_markdown(results[-1], given.peak_tflops), flush=True)
             torch.compiler.reset()
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
         machine = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ import torch
 import train
 from conftest import ROOT, SMALL_FLAGS
 from dataset import AFHQDataModule
-from fid_inputs import write_inception
 
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -82,13 +82,18 @@ def measured(program, tmp_path, monkeypatch):
     return run
 
 
-def test_training_measures_the_optimisations_of_this_device(measured):
-    output, found = measured("training", "--batch_size", 2, "--turns", 1, "--steps", 1)
+def test_training_measures_the_optimisations_of_this_device(measured, faces):
+    flags = ["--batch_size", 2, "--turns", 1, "--steps", 1, "--data_root", faces, "--peak_tflops", 1]
+    output, found = measured("training", *flags)
     (result,) = found["results"]
     table = result["table"]
     rows = [row["row"] for row in table]
     assert rows[0] == "plain" and rows[-1] == "train.py" and "+ channels last" in rows and len(rows) >= 7
     assert all(row["images_per_second"] > 0 and row["row"] in output for row in table)
+    assert all(f"{row['tflop_per_second']:.0%}" in output for row in table)  # the share of a peak of 1
+    flop = {round(1e12 * row["tflop_per_second"] / row["images_per_second"]) for row in table}
+    assert max(flop) - min(flop) <= 2 and min(flop) > 1e8
+    assert result["share_of_time_on_data"] > 0
     # 1000 chains, half of them of one image, against 50.
     hours = result["hours_for_100k_steps_with_samples"]
     by_steps = {row["row"]: 1e5 * 2 / row["images_per_second"] / 3600 for row in table}
@@ -96,34 +101,44 @@ def test_training_measures_the_optimisations_of_this_device(measured):
 
 
 def test_fid_compares_both_programs(measured, monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("TORCH_HOME", str(home := tmp_path_factory.mktemp("home")))
-    write_inception(home)
-    output, found = measured("fid", "--dims", 64, "--real", 90, "--generated", 80, "--images", 3, "--turns", 1)
+    """With random weights where there are none."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("no weights")))
+    output, found = measured("fid", "--dims", 64, "--real", 90, "--generated", 80, "--images", 3, "--turns", 2)
+    assert found["random_weights"]
     assert [row["what"].split(",")[0] for row in found["rows"]] == ["distance", "network", "whole", "whole"]
     for row in found["rows"]:
         assert row["what"] in output and row["relative_difference"] < 1e-4
+        for times in (row["pytorch_fid"], row["ours"]):
+            assert 0 < times["lowest"] <= times["median"] <= times["highest"]
         assert row["speedup"] == pytest.approx(row["pytorch_fid"]["median"] / row["ours"]["median"])
 
 
-@pytest.mark.parametrize("name", ["training", "fid"])
-def test_a_benchmark_starts_in_a_process_of_its_own(name):
+@pytest.mark.parametrize("name", ["training", "memory", "fid", "patches"])
+def test_each_benchmark_starts_in_a_process_of_its_own(name, tmp_path):
     """Whose path is not the one that the tests set."""
-    subprocess.run([sys.executable, BENCHMARKS / f"{name}.py", "--help"], check=True, capture_output=True)
+    command = [sys.executable, BENCHMARKS / f"{name}.py", "--help"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
 
 
-def test_memory_sees_that_activations_are_recomputed(tmp_path):
-    """In a process of its own, which is small: it measures memory."""
-    flags = ["--image_resolution", "32", "--ch", "32", "--batch_size", "32", "--json"]
-    subprocess.run([sys.executable, BENCHMARKS / "memory.py", *flags, file := tmp_path / "m.json"], check=True)
-    (row,) = json.loads(file.read_text())
+def run_alone(name, *flags):
+    """The JSON of a benchmark in a process of its own, which is small: it measures memory."""
+    command = [sys.executable, BENCHMARKS / f"{name}.py", "--image_resolution", "32", "--json", "measured.json", *flags]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return json.loads(Path("measured.json").read_text())
+
+
+def test_memory_sees_that_activations_are_recomputed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (row,) = run_alone("memory", "--ch", "32", "--batch_size", "32")
     assert (row["image_resolution"], row["batch_size"]) == (32, 32)
     assert 0 < row["recomputed_gib"] < 0.75 * row["kept_gib"]
 
 
 @pytest.mark.slow
-def test_patches_sees_that_they_save_memory(tmp_path):
-    flags = ["--networks", "small", "--image_resolution", "32", "--turns", "1", "--json"]
-    subprocess.run([sys.executable, BENCHMARKS / "patches.py", *flags, file := tmp_path / "m.json"], check=True)
-    rows = json.loads(file.read_text())
+def test_patches_sees_that_they_save_memory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = run_alone("patches", "--networks", "small", "--turns", "1")
     assert [row["patch_size"] for row in rows] == [1, 2, 4]
+    assert all(row["step_seconds"] > 0 and row["evaluation_seconds"] > 0 for row in rows)
     assert rows[0]["memory_gib"] > rows[1]["memory_gib"] > rows[2]["memory_gib"] > 0
