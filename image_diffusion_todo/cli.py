@@ -120,10 +120,10 @@ def writable_folder(text: str) -> Path:
     """An argparse type: a folder to write to, created if missing."""
     folder = Path(text)
     try:
-        check_writable(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot create folder {text!r}: {error.strerror}") from None
+    check_writable(folder)
     return folder
 
 
