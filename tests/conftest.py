@@ -6,6 +6,7 @@ first `import network` would decide for both. So tests below `tests/task1` are i
 """
 
 import importlib.util
+import os
 import re
 import resource
 import runpy
@@ -93,22 +94,6 @@ def _same_start():
         yield
 
 
-@pytest.fixture
-def full_disk():
-    """A context in which no file can grow beyond so many bytes, as on a full disk."""
-
-    @contextmanager
-    def limit(size):
-        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-
-    return limit
-
-
 @pytest.fixture(scope="session")
 def faces(tmp_path_factory) -> Path:
     """A data root of synthetic faces: three classes with 5 training images and 1 validation image each.
@@ -127,6 +112,20 @@ def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (64, 64)) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(path)
     return path
+
+
+def replace_image(path: Path) -> None:
+    """Write another image with the same size in bytes and the same time of change."""
+    before = path.stat()
+    Image.new("RGB", (32, 24), "red").save(path)
+    path.write_bytes(path.read_bytes().ljust(before.st_size, b"\0"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def files_in(folder: Path) -> dict[Path, bytes]:
+    """The contents of all files below a folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @contextmanager
@@ -152,6 +151,22 @@ def pets(tmp_path) -> Path:
 
 
 @pytest.fixture
+def full_disk():
+    """A context in which no file can grow beyond so many bytes, as on a full disk."""
+
+    @contextmanager
+    def limit(size):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit
+
+
+@pytest.fixture
 def new_trainer(tmp_path):
     """Build the `Trainer` of a small run of three classes on the CPU, with further flags."""
     import train
@@ -166,20 +181,22 @@ def new_trainer(tmp_path):
     return build
 
 
-def small_model(predictor="noise", T=12, **settings):
+def small_model(predictor="noise", T=12, schedule=(), parametrization="direct", **settings):
     """A module of Task 2 with a small network, as if trained."""
     from model import DiffusionModule
     from network import UNet
     from scheduler import DDPMScheduler
 
-    return DiffusionModule(awake(UNet(T=T, **SMALL_UNET | settings)), DDPMScheduler(T, 1e-3, 0.3), predictor)
+    network, scheduler = awake(UNet(T=T, **SMALL_UNET | settings)), DDPMScheduler(T, *(schedule or (1e-3, 0.3)))
+    return DiffusionModule(network, scheduler, predictor, parametrization=parametrization)
 
 
-def weights_after(trainer, steps=4):
-    """The weights after a few steps, and their losses."""
-    generator = torch.Generator().manual_seed(2)
+def weights_after(trainer, steps=4, seed=2):
+    """The weights after a few steps, and their losses. The seed decides images, noise and timesteps."""
+    np.random.seed(seed)
+    torch.manual_seed(seed)
     for _ in range(steps):
-        trainer.train_step(torch.rand(8, 3, 8, 8, generator=generator) * 2 - 1, torch.ones(8, dtype=torch.long))
+        trainer.train_step(torch.rand(8, 3, 8, 8) * 2 - 1, torch.ones(8, dtype=torch.long))
     weights = torch.cat([weight.detach().flatten() for weight in trainer.weights])
     return weights, [loss.item() for loss in trainer.pending_losses]
 

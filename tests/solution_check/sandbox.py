@@ -28,24 +28,19 @@ class Placeholder:
         self._first = args[0] if args else ()
 
     def __iter__(self) -> Iterator:
-        return iter(range(self._first) if isinstance(self._first, int) else self._first)
+        return iter(self._first)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return args[0] if args else self  # also a decorator
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return Placeholder()
-
-    def __class_getitem__(cls, _: Any) -> type:
-        return cls
+        return _placeholder(name)()
 
 
 def _placeholder(name: str) -> type:
     if name.startswith("__"):
         raise AttributeError(name)
-    return type(name, (Placeholder,), {})
+    return type(name, (Placeholder,), {"__class_getitem__": classmethod(lambda cls, _: cls)})
 
 
 class PlaceholderFinder:

@@ -4,7 +4,6 @@ import resource
 
 import pytest
 import torch
-from torch import nn
 
 from cli import UserError
 from ddpm import BaseScheduler, DiffusionModule
@@ -23,14 +22,14 @@ def saved(ddpm, tmp_path):
     return tmp_path / "model.ckpt"
 
 
-def refuses(path, named=None):
-    """Whether `load` names the file in one line and leaves the module as it was."""
+def check_refused(path, named=None):
+    """`load` names the file in one line and leaves the module as it was."""
     ddpm = DiffusionModule(SimpleNet(2, 2, [4], 10), BaseScheduler(10))
     before = ddpm.network, ddpm.var_scheduler
     with pytest.raises(UserError, match=named) as refusal:
         ddpm.load(path)
     message = str(refusal.value)
-    return str(path) in message and "\n" not in message and (ddpm.network, ddpm.var_scheduler) == before
+    assert str(path) in message and "\n" not in message and (ddpm.network, ddpm.var_scheduler) == before
 
 
 @pytest.mark.parametrize("other", [(None, None), (SimpleNet(3, 3, [4], 10), BaseScheduler(10))])
@@ -45,36 +44,27 @@ def test_any_module_becomes_the_saved_one(ddpm, saved, other):
     assert torch.equal(loaded.p_sample_loop((5, 2)), expected)
 
 
-@pytest.mark.parametrize(
-    ("network", "scheduler"),
-    [
-        (nn.Linear(2, 2), BaseScheduler(10)),
-        (type("Subclass", (SimpleNet,), {})(2, 2, [4], 10), BaseScheduler(10)),
-        (SimpleNet(2, 2, [4], 10), type("Subclass", (BaseScheduler,), {})(10)),
-    ],
-)
-def test_what_load_could_not_rebuild_is_not_saved(tmp_path, network, scheduler):
-    with pytest.raises(TypeError, match=r"Linear|Subclass"):
-        DiffusionModule(network, scheduler).save(tmp_path / "model.ckpt")
+@pytest.mark.parametrize("part", ["network", "var_scheduler"])
+def test_what_load_could_not_rebuild_is_not_saved(ddpm, tmp_path, part):
+    getattr(ddpm, part).__class__ = type("Own", (type(getattr(ddpm, part)),), {})
+    with pytest.raises(TypeError, match="Own"):
+        ddpm.save(tmp_path / "model.ckpt")
     assert not list(tmp_path.iterdir())
 
 
-def test_code_in_a_file_does_not_run(tmp_path):
-    torch.save({"format": "ddpm-2d", "version": 1, "network": Harmful(tmp_path / "ran")}, tmp_path / "evil.ckpt")
-    assert refuses(tmp_path / "evil.ckpt") and not (tmp_path / "ran").exists()
-
-
-def test_other_truncated_and_damaged_files_are_refused(saved):
+def test_other_truncated_and_damaged_files_are_refused_and_their_code_does_not_run(saved, tmp_path):
     whole = saved.read_bytes()
     parts = [whole[: int(part * len(whole))] for part in (0.1, 0.5, 0.9, 0.999)]
     flipped = bytearray(whole)
     flipped[whole.index(b"layers") + 20_000] ^= 1  # a bit of a weight
     for content in (b"", b"hello", b"PK\x03\x04 broken", b"\x80\x02.", *parts, bytes(flipped)):
         saved.write_bytes(content)
-        assert refuses(saved)
-    for other in ([1, 2], {"epoch": 3}, {"format": "something else"}, torch.zeros(3)):
+        check_refused(saved)
+    code = {"format": "ddpm-2d", "version": 1, "network": Harmful(tmp_path / "ran")}
+    for other in ([1, 2], {"epoch": 3}, torch.zeros(3), code):
         torch.save(other, saved)
-        assert refuses(saved)
+        check_refused(saved)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +74,6 @@ def test_other_truncated_and_damaged_files_are_refused(saved):
         (lambda c: c.update(version=torch.zeros(2)), None),
         (lambda c: c.pop("network"), "network"),
         (lambda c: c["network"].update(num_timesteps=10), "10.*30"),
-        (lambda c: c["network"].update(num_timesteps=10**9), "timesteps"),
         (lambda c: c["network"].update(dim_hids=[16, 10**7]), "shapes"),
         (lambda c: c["network"].update(wings=2), "wings"),
         (lambda c: c["var_scheduler"].update(num_train_timesteps=2**70), str(2**70)),
@@ -92,7 +81,6 @@ def test_other_truncated_and_damaged_files_are_refused(saved):
         (lambda c: c["state_dict"].popitem(), "shapes"),
         (lambda c: c["state_dict"].update({"layers.1.fc.bias": torch.zeros(1).expand(10**12)}), "larger"),
         (lambda c: c["state_dict"]["layers.1.fc.bias"].fill_(float("nan")), "finite"),
-        (lambda c: c["state_dict"]["layers.0.fc.weight"][0].fill_(float("inf")), "finite"),
         (lambda c: c.update(state_dict=[1, 2]), "list"),
     ],
 )
@@ -101,7 +89,7 @@ def test_contradictory_useless_or_huge_contents_are_refused(saved, change, named
     change(checkpoint)
     torch.save(checkpoint, saved)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert refuses(saved, named)
+    check_refused(saved, named)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 300_000  # kilobytes
 
 

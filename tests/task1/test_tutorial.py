@@ -18,16 +18,14 @@ from PIL import Image
 
 from chamferdist import chamfer_distance
 from cli import UserError, exit_on_user_error
-from dataset import DATASETS, TwoDimDataClass, get_data_iterator
+from dataset import TwoDimDataClass, get_data_iterator
 from ddpm import BaseScheduler, DiffusionModule
 from oracles import refused
 from training import train
 
 FIGURES = ["target_and_prior", "q_sample", "loss", "reverse_chain", "samples"]
-BAD_FLAGS = (
-    "--dataset spiral, --seed -1, --seed 4294967296, --seed 1.5, --num_iterations 0, --device toaster, "
-    "--device meta, --device cuda:99, --out a_file, --out a_file/results, --epochs 3, --num 3"
-)
+BAD_FLAGS = "--dataset spiral, --seed -1, --seed 1.5, --num_iterations 0, --device toaster, --device cuda:99, "
+BAD_FLAGS += "--out a_file, --out a_file/results, --epochs 3, --num 3"
 
 
 @pytest.mark.parametrize("decay", [True, False])
@@ -82,29 +80,22 @@ def test_tutorial_shows_and_measures_what_the_lab_asks_for(tutorial):
     assert [result["floor"], result["chamfer"]] == pytest.approx([floor, distance], abs=1e-4) and result["seed"] == 3
 
 
-def test_the_seed_decides_everything_in_another_process_too_and_an_ascii_terminal_shows_it(tutorial, task_folder):
+def test_the_seed_decides_everything_in_another_process_too(tutorial, task_folder):
+    """In a terminal that knows ASCII alone, and with a backend of Matplotlib that is not installed."""
     arguments, _, variables, stdout = tutorial
     torch.manual_seed(3)
     assert torch.equal(variables["prior"], torch.randn(500, 2))
-    command, ascii_only = [sys.executable, *arguments], os.environ | {"PYTHONIOENCODING": "ascii"}
-    again = subprocess.run(command, cwd=task_folder, capture_output=True, text=True, env=ascii_only)
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "MPLBACKEND": "module://no_such_module"}
+    again = subprocess.run(
+        [sys.executable, *arguments], cwd=task_folder, capture_output=True, text=True, env=environment
+    )
     assert again.returncode == 0 and again.stdout == stdout.encode("ascii", "backslashreplace").decode()
 
 
-def test_a_full_disk_is_one_line_with_the_file_and_leaves_nothing_half_made(program, tmp_path, full_disk):
+def test_a_full_disk_is_one_line_with_the_file_and_leaves_nothing_incomplete(program, tmp_path, full_disk):
     with full_disk(3000):
         run = program("ddpm_tutorial.py", "--num_iterations", 1, "--out", "out")
     assert refused(run, "swiss_roll_target_and_prior.png") and not list((tmp_path / "out").iterdir())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DATASETS)
-def test_tutorial_learns_every_data_set(program, tmp_path, name):
-    run = program("ddpm_tutorial.py", "--num_iterations", 2000, "--out", tmp_path, "--dataset", name)
-    assert run.returncode == 0, run.stderr
-    distance = float(run.stdout.strip().rsplit(": ", 1)[1])
-    # Two true samples of the area-filling sets are 20 to 30 apart, those of curves below 1.
-    assert distance < (150 if name.startswith(("gaussian", "checker")) else 30)
 
 
 @pytest.mark.parametrize("arguments", BAD_FLAGS.split(", "))
@@ -128,18 +119,14 @@ def test_user_errors_are_one_line_and_an_exit_code(error, code, capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "file", "dataset"),
-    [
-        (["/env/ipykernel_launcher.py", "-f", "kernel.json"], None, "swiss_roll"),
-        (["/env/ipykernel/__main__.py", "--f=kernel.json"], "ddpm_tutorial.py", "swiss_roll"),  # VS Code sets __file__
-        (["a_copy.py", "--dataset", "moon"], "a_copy.py", "moon"),  # %run a_copy.py --dataset moon
-    ],
+    ("argv", "dataset"),
+    [(["/env/ipykernel_launcher.py", "-f", "kernel.json"], "swiss_roll"), (["a_copy.py", "--dataset", "moon"], "moon")],
 )
-def test_in_a_kernel_only_the_launchers_arguments_are_ignored(task_folder, tmp_path, monkeypatch, argv, file, dataset):
+def test_a_notebook_ignores_the_arguments_of_its_kernel_alone(task_folder, tmp_path, monkeypatch, argv, dataset):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
     first_code_cell = (task_folder / "ddpm_tutorial.py").read_text().split("# %%\n")[1]
-    variables = {"__name__": "__main__"} | ({"__file__": file} if file else {})
+    variables = {"__name__": "__main__"} | ({"__file__": argv[0]} if dataset == "moon" else {})
     exec(first_code_cell, variables)
     assert variables["args"].dataset == dataset

@@ -14,16 +14,14 @@ import torch
 
 from checkpoint import read_checkpoint, write_checkpoint
 from cli import UserError
-from conftest import SMALL_UNET
+from conftest import small_model
 from model import DiffusionModule
-from network import UNet
 from oracles import Harmful, refused
-from scheduler import DDPMScheduler
 
 
 @pytest.fixture
 def saved(tmp_path):
-    ddpm = DiffusionModule(UNet(**SMALL_UNET).eval(), DDPMScheduler(20, 1e-4, 0.02, "cosine", "large"), "x0")
+    ddpm = small_model("x0", T=20, schedule=(1e-4, 0.02, "cosine", "large")).eval()
     ddpm.save(tmp_path / "model.ckpt")
     return ddpm, tmp_path / "model.ckpt"
 
@@ -31,7 +29,6 @@ def saved(tmp_path):
 INCONSISTENT = [
     ("version", lambda c: c.update(version=9)),
     ("", lambda c: c.update(version=torch.zeros(3))),
-    ("format", lambda c: c.update(format="ddpm-2d")),
     ("predictor", lambda c: c.pop("predictor")),
     ("'velocity'", lambda c: c.update(predictor="velocity")),
     ("'v'", lambda c: c.update(parametrization="v")),
@@ -40,13 +37,10 @@ INCONSISTENT = [
     ("ch", lambda c: c["network"].update(ch=10**12)),
     ("image_resolution", lambda c: c["network"].update(image_resolution=2**30)),
     ("", lambda c: c["network"].update(ch_mult=[1] * 10**6)),
-    ("dropout", lambda c: c["network"].update(dropout=float("nan"))),
     ("'shell'", lambda c: c["network"].update(shell="rm")),
     ("'sigmoid'", lambda c: c["var_scheduler"].update(mode="sigmoid")),
     ("num_train_timesteps", lambda c: c["var_scheduler"].update(num_train_timesteps=10**13)),
-    ("beta_T", lambda c: c["var_scheduler"].update(beta_T=2.0)),
     ("tail.", lambda c: c["state_dict"].popitem()),
-    ("more", lambda c: c["state_dict"].update(more=torch.zeros(1))),
     ("head.bias", lambda c: c["state_dict"].update({"head.bias": torch.zeros(31)})),
     ("head.bias", lambda c: c["state_dict"].update({"head.bias": torch.zeros(32).double()})),
     ("head.bias", lambda c: c["state_dict"]["head.bias"].fill_(float("nan"))),
@@ -71,16 +65,19 @@ def test_inconsistent_contents_are_refused_by_name_and_leave_the_module_as_it_wa
     assert time.monotonic() - start < 20
 
 
-def zipped(path, content):
+# Each makes a file at `path`; `whole` is a good checkpoint, and `witness` what code of the file would make.
+
+
+def zipped(path, parts):
+    """A compressed archive: it could unpack to any size."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", content)
+        for name, content in parts.items():
+            archive.writestr(name, content)
 
 
-def compressed(path, whole):
-    """The very contents of a good checkpoint, but packed: it could unpack to any size."""
-    with zipfile.ZipFile(io.BytesIO(whole)) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
-        for part in source.infolist():
-            target.writestr(part.filename, source.read(part))
+def parts_of(checkpoint):
+    with zipfile.ZipFile(io.BytesIO(checkpoint)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 class Large:
@@ -90,35 +87,27 @@ class Large:
         return bytearray, (10**9,)
 
 
-# Each makes a file at `path`; `whole` is a good checkpoint, and `witness` what code of the file would make.
+HEAD = {"format": "ddpm-image", "version": 1}
+# Each makes a file at `path`; `whole` is a good checkpoint, and code in the file would make the file `witness`.
 HOSTILE = {
-    "nothing": lambda path, whole: path.write_bytes(b""),
-    "a picture": lambda path, whole: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(1000)),
+    "empty file": lambda path, whole: path.write_bytes(b""),
     "half a checkpoint": lambda path, whole: path.write_bytes(whole[: len(whole) // 2]),
     "all but a byte": lambda path, whole: path.write_bytes(whole[:-1]),
-    "an archive of nonsense": lambda path, whole: zipped(path, os.urandom(1000)),
-    "a packed bomb": lambda path, whole: zipped(path, bytes(10**8)),
-    "a packed checkpoint": compressed,
-    "TorchScript": lambda path, whole: torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), path),
-    "a folder": lambda path, whole: path.mkdir(),
-    "a pipe": lambda path, whole: os.mkfifo(path),
-    "a link to itself": lambda path, whole: path.symlink_to(path),
-    "another program's tensors": lambda path, whole: torch.save({"model": torch.zeros(3)}, path),
-    "a gigabyte in a line": lambda path, whole: torch.save({"format": "ddpm-image", "version": 1, "a": Large()}, path),
-    "a whole module": lambda path, whole: torch.save(torch.nn.Linear(1, 1), path),
+    "packed bomb": lambda path, whole: zipped(path, {"archive/data.pkl": bytes(10**8)}),
+    "packed checkpoint": lambda path, whole: zipped(path, parts_of(whole)),
+    "folder": lambda path, whole: path.mkdir(),
+    "pipe": lambda path, whole: os.mkfifo(path),
+    "other tensors": lambda path, whole: torch.save({"model": torch.zeros(3)}, path),
+    "gigabyte in a line": lambda path, whole: torch.save(HEAD | {"a": Large()}, path),
+    "module": lambda path, whole: torch.save(torch.nn.Linear(1, 1), path),
     "code in a pickle": lambda path, whole: path.write_bytes(pickle.dumps(Harmful(path.parent / "witness"))),
-    "code in an archive": lambda path, whole: torch.save(
-        {"format": "ddpm-image", "version": 1, "network": Harmful(path.parent / "witness")}, path
-    ),
+    "code": lambda path, whole: torch.save(HEAD | {"network": Harmful(path.parent / "witness")}, path),
     "code in the old format": lambda path, whole: torch.save(
-        {"format": "ddpm-image", "state_dict": Harmful(path.parent / "witness")},
-        path,
-        _use_new_zipfile_serialization=False,
+        HEAD | {"state_dict": Harmful(path.parent / "witness")}, path, _use_new_zipfile_serialization=False
     ),
 }
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_files_are_refused_by_name(program, saved, kind):
     path = saved[1].with_name(f"a {kind}\n.ckpt")
@@ -129,12 +118,9 @@ def test_hostile_files_are_refused_by_name(program, saved, kind):
     assert refused(run, f"a {kind}\\n.ckpt")
     assert not Path("out").exists()
     assert not path.with_name("witness").exists()
-
-
-def test_the_hostile_code_would_run_if_it_were_unpickled(tmp_path):
-    HOSTILE["code in a pickle"](tmp_path / "evil.ckpt", b"")
-    pickle.loads((tmp_path / "evil.ckpt").read_bytes())
-    assert (tmp_path / "witness").exists()
+    if kind == "code in a pickle":
+        pickle.loads(path.read_bytes())
+        assert path.with_name("witness").exists()
 
 
 def damaged_copy(content, chance):
@@ -199,17 +185,5 @@ def test_an_export_of_no_checkpoint_or_to_no_file_is_refused(program, tmp_path):
     (tmp_path / "text.ckpt").write_text("hello")
     assert refused(program("checkpoint.py", "text.ckpt", "--out", "out.ckpt"), "text.ckpt")
     os.mkfifo("pipe")  # which the program would replace
-    for out in (".", "pipe"):
-        assert refused(program("checkpoint.py", "text.ckpt", "--out", out), f"--out: '{out}'")
+    assert refused(program("checkpoint.py", "text.ckpt", "--out", "pipe"), "--out: 'pipe'")
     assert not (tmp_path / "out.ckpt").exists()
-
-
-def test_a_run_from_before_checkpoints_had_classes_resumes(new_trainer, tmp_path):
-    new_trainer("--use_cfg").save()
-    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    del checkpoint["classes"]
-    torch.save(checkpoint, tmp_path / "last.ckpt")
-    trainer = new_trainer("--use_cfg")
-    trainer.ema.classes = ["cat", "dog", "wild"]
-    trainer.load()
-    assert trainer.saved_step == 0 and trainer.ema.checkpoint()["classes"] == ["cat", "dog", "wild"]

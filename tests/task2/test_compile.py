@@ -1,12 +1,11 @@
 """Compiled networks: when, how they are called, and what happens where compilation fails."""
 
-import itertools
-
 import pytest
 import torch
 
 import speed
-from conftest import SMALL_FLAGS, small_model, weights_after
+from cli import UserError
+from conftest import small_model, weights_after
 from network import UNet
 from oracles import max_difference, refused
 from stopping import StopSignals
@@ -20,7 +19,6 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
         ("auto", CUDA, 2000, True),
         ("auto", CUDA, 100, False),
         ("auto", CPU, 10**6, False),
-        ("on", CPU, 1, True),
         ("off", CUDA, 10**6, False),
     ],
 )
@@ -45,35 +43,24 @@ def test_a_compiled_network_is_called_with_one_batch_size(program, tmp_path, com
     assert compiled and sizes == {2} and len(list((tmp_path / "out").iterdir())) == 5
 
 
-@pytest.fixture
-def failing_compiler(monkeypatch):
-    """Let every compiled network fail at this call: 1 is its compilation."""
+@pytest.fixture(params=["when compiled", "when called"])
+def failing_compiler(monkeypatch, request):
+    """Every compiled network fails."""
 
-    def install(failing_call):
-        def compiler(graph, inputs):
-            calls = itertools.count(1)
+    def fail(*_):
+        raise RuntimeError("no\nkernel")
 
-            def run(*args):
-                if next(calls) == failing_call:
-                    raise RuntimeError("no\nkernel")
-                return graph(*args)
+    def compiler(graph, inputs):
+        return fail if request.param == "when called" else fail()
 
-            if failing_call == 1:
-                raise RuntimeError("no\ncompiler")
-            return run
-
-        monkeypatch.setattr(speed, "compile_network", lambda network, **_: network.compile(backend=compiler))
-
-    yield install
+    monkeypatch.setattr(speed, "compile_network", lambda network, **_: network.compile(backend=compiler))
+    yield
     torch.compiler.set_stance("default")
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("failing_call", [1, 3])
-def test_auto_goes_on_without_a_compilation_that_fails(
-    new_trainer, failing_compiler, monkeypatch, capsys, failing_call
-):
-    failing_compiler(failing_call)
+@pytest.mark.usefixtures("failing_compiler")
+def test_auto_goes_on_without_a_compilation_that_fails(new_trainer, monkeypatch, capsys):
     monkeypatch.setattr(speed, "should_compile", lambda *_: True)
     _, losses = weights_after(new_trainer())
     assert len(losses) == 4 and capsys.readouterr().err.count("\n") == 1
@@ -84,37 +71,25 @@ def test_auto_goes_on_without_a_compilation_that_fails(
     assert trainer.has_samples and [line[:5] for line in capsys.readouterr().err.splitlines()] == ["note:"]
 
 
-@pytest.mark.parametrize("failing_call", [1, 3])
-def test_on_ends_with_a_failing_compilation(program, faces, tmp_path, failing_compiler, failing_call):
-    failing_compiler(failing_call)
-    flags = ["train.py", "--data_root", faces, *SMALL_FLAGS, "--batch_size", 4, "--compile", "on"]
-    assert refused(program(*flags), "--compile")
-    small_model().save(tmp_path / "model.ckpt")
-    flags = ["--ckpt_path", "model.ckpt", "--save_dir", "out", "--num_samples", 2, "--sample_method", "dpm"]
-    assert refused(program("sampling.py", *flags, "--compile", "on"), "--compile")
-
-
-def test_a_bug_in_the_model_keeps_its_traceback_when_compiled(new_trainer, failing_compiler, monkeypatch):
-    failing_compiler(1)
+@pytest.mark.usefixtures("failing_compiler")
+def test_on_ends_with_a_failing_compilation_but_a_bug_keeps_its_traceback(program, new_trainer, tmp_path, monkeypatch):
     trainer = new_trainer("--compile", "on")
+    with pytest.raises(UserError, match="--compile"):
+        weights_after(trainer)
     monkeypatch.setattr(trainer.model, "weighted_mse", lambda *_: [][0])
     with pytest.raises(IndexError):
         weights_after(trainer)
+    small_model().save(tmp_path / "model.ckpt")
+    flags = ["--ckpt_path", "model.ckpt", "--save_dir", "out", "--num_samples", 2, "--sample_method", "dpm"]
+    assert refused(program("sampling.py", *flags, "--compile", "on"), "--compile")
 
 
 @pytest.mark.parametrize("method", ["ddpm", "ddim", "dpm"])
 def test_a_network_may_write_every_output_into_the_same_memory(method):
     """As a CUDA graph does; what a sampler keeps of earlier outputs must not change."""
     model = small_model("x0", T=40).eval()
-    network, memory, samples = model.network, torch.empty(2, 3, 8, 8), []
-
-    class InOnePlace(torch.nn.Module):
-        image_resolution = 8
-
-        def forward(self, x, t):
-            return memory.copy_(network(x, t))
-
-    for model.network in (network, InOnePlace()):
+    memory, samples, forward = torch.empty(2, 3, 8, 8), [], model.network.forward
+    for model.network.forward in (forward, lambda x, t: memory.copy_(forward(x, t))):
         torch.manual_seed(0)
         samples.append(model.sample(2, sample_method=method))
     assert torch.equal(*samples)

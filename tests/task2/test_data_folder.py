@@ -1,60 +1,52 @@
 """The layout of a data set, making one of any folder of images, and dataset.py as a program."""
 
-import io
 import os
 import shutil
-import signal
-import sys
-import unicodedata
 from pathlib import Path
 
 import pytest
 
-from conftest import SMALL_FLAGS, write_image
+from conftest import SMALL_FLAGS, files_in, write_image
 from data_folder import check_has_data, is_synthetic, list_classes, resolve_root, split_off_val
 from dataset import AFHQDataModule, AFHQDataset
 from images import list_images
 from oracles import only_run, refused
 
-JUNK = [".DS_Store", "Thumbs.db", "desktop.ini", ".directory", "._0.png", ".nfs01", "0.png:Zone.Identifier"]
-JUNK_FOLDERS = [".ipynb_checkpoints", "@eaDir", "__MACOSX", "#recycle"]
-
 
 def add_junk(folder):
-    for name in JUNK:
+    for name in (".DS_Store", "Thumbs.db", "._0.png", "0.png:Zone.Identifier"):
         (folder / name).write_text("junk")
-    for name in JUNK_FOLDERS:
+    for name in (".ipynb_checkpoints", "@eaDir"):
         write_image(folder / name / "0.png" / "thumbnail.jpg")
-
-
-def names_below(folder):
-    return [path.relative_to(folder).as_posix() for path in list_images(folder)]
 
 
 # Classes.
 
 
-@pytest.mark.parametrize("names", [("train", "test"), ("train", "valid"), ("Training", "Validation"), ("TRAIN", "Val")])
-def test_other_names_of_the_splits_are_taken(pets, names):
+@pytest.mark.parametrize("names", [("train", "test"), ("Training", "Validation")])
+def test_other_names_of_the_splits_are_accepted(pets, names):
     for before, after in zip(("train", "val"), names, strict=True):
         (pets / before).rename(pets / after)
     data = AFHQDataModule(pets, image_resolution=8)
     assert len(data.train_ds) == 8 and {path.parents[1] for path in data.val_ds.fnames} == {pets / names[1]}
 
 
+def test_what_is_missing_is_named(pets):
+    with pytest.raises(FileNotFoundError, match="'test'"):
+        AFHQDataset(pets, "test")
+    (pets / "train" / "ape").mkdir()
+    with pytest.raises(ValueError, match="ape holds no images"):
+        AFHQDataset(pets, "train")
+    (pets / "train" / "ape").rmdir()
+    shutil.rmtree(pets / "val" / "cat")
+    with pytest.raises(ValueError, match=r"train/ \(cat, dog\) are not those in val/ \(dog\)"):
+        AFHQDataModule(pets)
+
+
 def test_classes_are_in_the_order_of_names_and_numbers(tmp_path):
     for name in ("10", "b", "9", "cat2", "010", "1", "cat10"):
         write_image(tmp_path / "train" / name / "a.png")
     assert list(list_classes(tmp_path, "train")) == ["1", "9", "010", "10", "b", "cat10", "cat2"]
-
-
-def test_one_name_in_two_unicode_forms_is_one_class(pets):
-    for split, form in [("train", "NFD"), ("val", "NFC")]:
-        (pets / split / "cat").rename(pets / split / unicodedata.normalize(form, "é"))
-    write_image(pets / "train" / unicodedata.normalize("NFC", "é") / "more.png")
-    data = AFHQDataModule(pets)
-    assert data.train_ds.classes == data.val_ds.classes == ["dog", unicodedata.normalize("NFC", "é")]
-    assert len(data.train_ds) == 9
 
 
 def test_images_in_folders_of_a_class_belong_to_it_and_junk_is_ignored(pets):
@@ -76,25 +68,6 @@ def test_images_without_a_class_are_one_class_or_ignored_with_a_note(pets, capsy
     assert list_classes(pets, "val") == {"images": [pets / "val" / "a.png"]}
 
 
-def test_what_is_missing_is_named(pets):
-    with pytest.raises(FileNotFoundError, match="'test'"):
-        AFHQDataset(pets, "test")
-    (pets / "train" / "ape").mkdir()
-    with pytest.raises(ValueError, match="ape holds no images"):
-        AFHQDataset(pets, "train")
-    (pets / "train" / "ape").rmdir()
-    (pets / "train" / "ape").symlink_to("nowhere")
-    with pytest.raises(OSError, match="ape"):
-        AFHQDataset(pets, "train")
-    (pets / "train" / "ape").unlink()
-    shutil.rmtree(pets / "val" / "cat")
-    with pytest.raises(ValueError, match=r"train/ \(cat, dog\) are not those in val/ \(dog\)"):
-        AFHQDataModule(pets)
-    shutil.rmtree(pets / "val" / "dog")
-    with pytest.raises(ValueError, match="val holds no images"):
-        AFHQDataModule(pets)
-
-
 # The data root.
 
 
@@ -112,9 +85,7 @@ def test_the_root_is_the_data_set_or_a_folder_in_it(tmp_path, inner):
     ("files", "words"),
     [
         (["a.png", ".hidden.png"], ["holds a.png;", "dataset.py --data_root", "--val_share"]),
-        (["cat/a.png", "dog/a.png"], ["holds cat, dog;", "--val_share"]),
         (["around/v2/train/cat/a.png", "around/v2/test/cat/a.png"], ["holds around;", "with blank/around/v2"]),
-        ([".hidden.png"], ["is empty", "--synthetic"]),
         ([], ["does not exist", "--synthetic"]),
     ],
 )
@@ -148,16 +119,12 @@ def unsplit(tmp_path, request):
     return root
 
 
-def content(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_a_share_becomes_val_and_the_images_stay(program, unsplit, tmp_path):
     assert refused(program("train.py", "--data_root", unsplit, *SMALL_FLAGS), "--val_share")
-    before = content(unsplit)
+    before = files_in(unsplit)
     run = program("dataset.py", "--data_root", unsplit, "--val_share", 0.2)
     assert run.returncode == 0 and "8 images of" in run.stdout and not run.stderr
-    after = content(unsplit)
+    after = files_in(unsplit)
     assert before.items() <= after.items()
     assert {path.parts[0] for path in after.keys() - before.keys()} == {"split"}
     train, val = (AFHQDataset(unsplit / "split", split) for split in ("train", "val"))
@@ -166,21 +133,9 @@ def test_a_share_becomes_val_and_the_images_stay(program, unsplit, tmp_path):
     images = [data for path, data in before.items() if path.suffix == ".png" and data != b"junk"]
     assert sorted(file.read_bytes() for file in train.fnames + val.fnames) == sorted(images)
     run = program("dataset.py", "--data_root", unsplit, "--val_share", 0.5)
-    assert run.returncode == 0 and "--val_share" in run.stdout and content(unsplit) == after
+    assert run.returncode == 0 and "--val_share" in run.stdout and files_in(unsplit) == after
     assert program("train.py", "--data_root", unsplit, *SMALL_FLAGS, "--batch_size", 2).returncode == 0
     assert '"num_images": 8' in (only_run(tmp_path) / "config.json").read_text()
-
-
-def test_images_are_copied_where_there_are_no_links_and_half_a_split_is_none(tmp_path, monkeypatch):
-    for i in range(4):
-        write_image(tmp_path / f"{i}.png", i)
-    before = content(tmp_path)
-    monkeypatch.setattr("os.link", lambda *_: Path("nowhere").stat())
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("shutil.copyfile", lambda *_: signal.raise_signal(signal.SIGINT))
-        split_off_val(tmp_path, 0.5)
-    assert content(tmp_path) == before
-    assert len(list_classes(split_off_val(tmp_path, 0.5), "val")["images"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -191,16 +146,22 @@ def test_images_are_copied_where_there_are_no_links_and_half_a_split_is_none(tmp
         (["a.png", "cat/a.png", "cat/b.png"], "folder of its class"),
         (["val/cat/a.png", "val/cat/b.png"], "no train/"),
         (["around/v2/train/cat/a.png", "around/v2/test/cat/a.png"], "around/v2"),
-        (["cat.txt/a.png", "empty.png/.a.png"], "empty.png holds no images"),
-        ([".a.png"], "holds no images"),
+        ([".hidden.png"], "holds no images"),
     ],
 )
 def test_what_cannot_be_divided_stays_and_is_refused(program, tmp_path, files, words):
     for i, name in enumerate(files):
         write_image(tmp_path / "pets" / name, i)
-    before = content(tmp_path)
+    before = files_in(tmp_path)
     assert refused(program("dataset.py", "--data_root", "pets", "--val_share", "0.1"), words)
-    assert content(tmp_path) == before
+    assert files_in(tmp_path) == before
+
+
+def test_images_are_copied_where_there_are_no_links(tmp_path, monkeypatch):
+    for i in range(4):
+        write_image(tmp_path / f"{i}.png", i)
+    monkeypatch.setattr("os.link", lambda *_: Path("nowhere").stat())
+    assert len(list_classes(split_off_val(tmp_path, 0.5), "val")["images"]) == 2
 
 
 # dataset.py.
@@ -208,8 +169,7 @@ def test_what_cannot_be_divided_stays_and_is_refused(program, tmp_path, files, w
 
 def test_the_program_draws_and_makes_eval(program, tmp_path):
     run = program("dataset.py", "--synthetic", 2, "--seed", 5)
-    assert run.returncode == 0 and not run.stderr
-    assert f"{Path('data', 'afhq', 'train')}: 6 " in run.stdout and f"{Path('data', 'afhq', 'eval')}: 3 " in run.stdout
+    assert run.returncode == 0 and not run.stderr and "6 synthetic images" in run.stdout
     assert is_synthetic(tmp_path / "data") and len(list_images(tmp_path / "data" / "afhq" / "eval")) == 3
     assert program("dataset.py").returncode == 0
 
@@ -217,7 +177,6 @@ def test_the_program_draws_and_makes_eval(program, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--synthetic", "0"], "--synthetic: '0'"),
         (["--synthetic", "9", "--val_share", "0.1"], "--val_share"),
         (["--val_share", "1"], "--val_share: '1'"),
         (["--data_root", "file"], "file is a file"),
@@ -236,14 +195,8 @@ def test_what_the_user_can_fix_is_one_line_and_code_2(program, arguments, words,
     assert refused(program("dataset.py", *arguments), words)
 
 
-def test_the_program_lists_what_it_leaves_out_and_that_training_takes_fewer(program, pets, monkeypatch):
-    pets = pets.rename(pets.with_name("é"))
-    for i in range(3000):
-        os.link(pets / "train" / "cat" / "cat1.png", pets / "train" / "cat" / f"{i}.png")
+def test_the_program_lists_what_it_leaves_out(program, pets):
     (pets / "val" / "dog" / "dog1.png").write_bytes(b"hello")
-    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))  # enough of a terminal
-    run = program("dataset.py", "--data_root", pets, "--skip_broken", "--eval_format", "jpeg", "--crop")
-    assert run.returncode == 0 and names_below(pets / "eval") == ["cat0.jpg", "cat1.jpg", "dog0.jpg"]
-    sys.stdout.seek(0)
-    output = sys.stdout.read()
-    assert "dog1.png" in output and "--max_num_images_per_cat -1" in output
+    run = program("dataset.py", "--data_root", pets, "--skip_broken", "--eval_format", "jpeg")
+    assert run.returncode == 0 and "dog1.png" in run.stdout, run.stderr
+    assert [path.name for path in list_images(pets / "eval")] == ["cat0.jpg", "cat1.jpg", "dog0.jpg"]

@@ -1,11 +1,7 @@
 """The Frechet distance and KID by closed forms, by SciPy's matrix root and by scikit-learn's kernel."""
 
-import tracemalloc
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import linalg
 from sklearn.metrics.pairwise import polynomial_kernel
 
@@ -53,23 +49,8 @@ def test_agrees_with_scipys_matrix_root(width):
     assert distance(mu1, sigma1, mu2, sigma2) == pytest.approx(expected, rel=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 15), st.integers(1, 15), st.floats(0.1, 10))
-def test_is_a_squared_distance_that_depends_on_no_axes_and_no_origin(seed, width, rank1, rank2, scale):
-    rng = np.random.default_rng(seed)
-    mu1, mu2 = rng.normal(size=(2, width))
-    sigma1, sigma2 = random_covariance(rng, width, rank1), random_covariance(rng, width, rank2)
-    found = distance(mu1, sigma1, mu2, sigma2)
-    assert found >= ((mu1 - mu2) ** 2).sum() * (1 - 1e-9)
-    assert distance(mu2, sigma2, mu1, sigma1) == pytest.approx(found, rel=1e-9)
-    A, b = scale * rotation(rng, width), rng.normal(size=width)
-    moved = distance(A @ mu1 + b, A @ sigma1 @ A.T, A @ mu2 + b, A @ sigma2 @ A.T)
-    assert moved == pytest.approx(scale**2 * found, rel=1e-9)
-
-
 @pytest.mark.parametrize(("n", "m"), [(2, 2), (10, 40), (40, 10), (100, 101), (300, 50)])
-def test_features_have_the_distance_of_their_covariances(n, m):
-    """However few they are."""
+def test_features_have_the_distance_of_their_covariances_however_few_they_are(n, m):
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(100, 100)) * np.geomspace(1, 1e-3, 100)
     X, Y = rng.normal(size=(n, 100)) @ mixing, rng.normal(size=(m, 100)) @ mixing + 0.01
@@ -83,22 +64,12 @@ def test_features_have_the_distance_of_their_covariances(n, m):
 
 
 def test_statistics_are_taken_in_float64():
-    """In float32, squares of values near 4096 swallow a deviation of 1/64."""
+    """In float32, squares of values near 4096 lose a deviation of 1/64."""
     features = np.full((1000, 2), 4096, dtype=np.float32)
     features[::2] += np.float32(1 / 32)
     mu, factor = fit_gaussian(features)
     assert mu == pytest.approx([4096 + 1 / 64] * 2, rel=1e-14)
     assert factor @ factor.T == pytest.approx(np.full((2, 2), 1000 / 999 / 64**2), rel=1e-9)
-
-
-def test_few_images_need_no_square_matrix():
-    width = 4096
-    X = np.random.default_rng(0).normal(size=(20, width))
-    tracemalloc.start()
-    frechet_distance(fit_gaussian(X), fit_gaussian(X[5:] + 1))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert X.nbytes < peak < 8 * width**2 / 20
 
 
 # KID.
@@ -113,28 +84,6 @@ def test_the_estimate_is_the_mean_over_pairs_of_different_images():
         return np.mean([kernel[i, j] for i in range(len(A)) for j in range(len(B)) if not (same and i == j)])
 
     assert squared_mmd(X, Y) == pytest.approx(mean(X, X, True) + mean(Y, Y, True) - 2 * mean(X, Y, False), rel=1e-12)
-
-
-def test_sets_of_equal_images_have_the_distance_of_two_points():
-    a, b = np.array([1.0, 2.0]), np.array([3.0, -1.0])
-    expected = (5 / 2 + 1) ** 3 + (10 / 2 + 1) ** 3 - 2 * (1 / 2 + 1) ** 3
-    found = kernel_distance(np.tile(a, (8, 1)), np.tile(b, (6, 1)))
-    assert found.mean == pytest.approx(expected, rel=1e-12) and found.std == pytest.approx(0, abs=1e-9)
-    assert squared_mmd(np.tile(a, (2, 1)), np.tile(a, (3, 1))) == pytest.approx(0, abs=1e-12)
-
-
-@pytest.mark.parametrize("count", [2, 20])
-def test_the_estimate_has_no_bias_however_few_the_images(count):
-    """For N(m, 1) in one dimension, E (x y + 1)^3 is a sum of products of moments."""
-
-    def expected_kernel(m, n):
-        moments = [(1, m, m**2 + 1, m**3 + 3 * m) for m in (m, n)]
-        return sum(c * a * b for c, a, b in zip((1, 3, 3, 1), *moments, strict=True))
-
-    expected = expected_kernel(0, 0) + expected_kernel(0.5, 0.5) - 2 * expected_kernel(0, 0.5)
-    rng = np.random.default_rng(0)
-    estimates = [squared_mmd(rng.normal(size=(count, 1)), rng.normal(size=(count, 1)) + 0.5) for _ in range(5000)]
-    assert abs(np.mean(estimates) - expected) < 4 * np.std(estimates) / 5000**0.5
 
 
 def test_mean_and_deviation_are_those_of_subsets_of_half_the_smaller_set():

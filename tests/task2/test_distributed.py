@@ -15,7 +15,6 @@ from PIL import Image
 from checkpoint import read_checkpoint
 from conftest import SMALL_FLAGS, small_model
 from dataset import AFHQDataModule
-from distributed import Distributed
 from oracles import max_difference, only_run, refused
 from processes import PROGRAMS, start_together
 
@@ -69,7 +68,7 @@ def test_a_step_of_two_processes_is_the_mean_of_their_gradients(new_trainer, fac
     assert float(training["stats"][0]["loss"]) == pytest.approx(sum(losses) / 2, abs=1e-6)
 
 
-def end_of(folder):
+def tensors_at_the_end(folder):
     checkpoint = read_checkpoint(folder / "last.ckpt")
     training = checkpoint["training"]
     states = [state["torch"] for state in training["random"]]
@@ -84,12 +83,13 @@ def test_two_processes_stopped_and_resumed_end_the_same(program, faces, tmp_path
     wait_for(tmp_path / "parts", "step=20-traj.png")
     os.kill(both[1][1].process.pid, signal.SIGTERM)  # one is told, both stop
     assert "torchrun --nproc_per_node 2 train.py --resume" in finish(both[1], code=130)
+    assert both[1][1].output == ""  # rank 0 alone prints
     finish(both[0])
     whole, parts = only_run(tmp_path / "whole"), only_run(tmp_path / "parts")
     assert 20 <= read_checkpoint(parts / "last.ckpt")["training"]["step"] < 60
     alone = shutil.copytree(parts, tmp_path / "alone")
     finish(start_together(2, "train.py", "--resume", parts, place=tmp_path / "parts"))
-    assert all(torch.equal(a, b) for a, b in zip(end_of(whole), end_of(parts), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*map(tensors_at_the_end, (whole, parts)), strict=True))
     for path in whole.glob("step=*.png"):
         assert (parts / path.name).read_bytes() == path.read_bytes()
     run = program("train.py", "--resume", alone)
@@ -112,14 +112,6 @@ def test_a_process_that_loses_the_others_says_so_in_one_line(faces, tmp_path):
     assert first.kill(0.1)
     assert other.finish() == 2
     assert other.output.startswith("train.py: error: ") and other.output.count("\n") == 1
-
-
-def test_only_rank_0_shows_progress_bars(monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, options in (("0", {}), ("1", {"disable": True})):
-        monkeypatch.setenv("RANK", rank)
-        assert Distributed().tqdm_options == options
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(program, faces, monkeypatch):

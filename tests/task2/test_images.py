@@ -1,8 +1,6 @@
 """Listing, reading and resizing image files of every kind, and refusing files that are not images."""
 
-import os
 import struct
-import sys
 import zlib
 
 import numpy as np
@@ -24,16 +22,11 @@ def names_below(folder):
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
-    for name in ("elsewhere/folder/a.png", "elsewhere/b.png", "pets/c.png"):
+    for name in ("elsewhere/a.png", "pets/c.png"):
         write_image(tmp_path / name)
-    (tmp_path / "pets" / "linked").symlink_to(tmp_path / "elsewhere" / "folder", target_is_directory=True)
-    (tmp_path / "pets" / "b.png").symlink_to(tmp_path / "elsewhere" / "b.png")
-    for name, target in {"self": ".", "up": "..", "pets/circle": "."}.items():
-        (tmp_path / "pets" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "pets" / name).symlink_to(target, target_is_directory=True)
-    (tmp_path / "link").symlink_to("pets")
-    for folder in ("pets", "link"):
-        assert names_below(tmp_path / folder) == ["b.png", "c.png", "linked/a.png"]
+    (tmp_path / "pets" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "pets" / "up").symlink_to("..", target_is_directory=True)
+    assert names_below(tmp_path / "pets") == ["c.png", "linked/a.png"]
 
 
 def test_all_endings_of_images_count_and_others_are_listed(tmp_path, capsys):
@@ -45,12 +38,6 @@ def test_all_endings_of_images_count_and_others_are_listed(tmp_path, capsys):
     assert names_below(tmp_path) == ["a.jfif", "b.JPE", "c.jp2", "d.avif"]
     note = capsys.readouterr().err
     assert "4 files" in note and ".heic (2), " in note and ".xyz" not in note
-
-
-def test_a_folder_that_cannot_be_read_is_an_error(tmp_path):
-    (tmp_path / "pets").symlink_to("nowhere")
-    with pytest.raises(OSError, match="pets"):
-        list_images(tmp_path / "pets")
 
 
 @pytest.mark.parametrize("name", ["a b.png", "a.PNG", "a.bmp", "a.ppm", "a.tiff", "a.webp"])
@@ -68,19 +55,12 @@ def test_other_modes_are_converted_as_pillow_does_it_whatever_the_ending_says(tm
         assert image.mode == mode and np.array_equal(pixels(tmp_path / "a.bmp"), np.asarray(image.convert("RGB")))
 
 
-def test_16_bits_of_grey_are_scaled_not_clipped(tmp_path):
-    values = np.array([[0, 257, 128 * 257], [65535, 65535 - 257, 300 * 100]], dtype=np.uint16)
+@pytest.mark.parametrize(("largest", "is_dark"), [(65535, False), (1023, True)])
+def test_16_bits_of_grey_are_scaled_not_clipped_and_nearly_black_ones_noted(tmp_path, capsys, largest, is_dark):
+    values = np.linspace(0, largest, 12).round().astype(np.uint16).reshape(3, 4)
     Image.fromarray(values).save(tmp_path / "a.png")
-    assert pixels(tmp_path / "a.png")[..., 0].tolist() == [[0, 1, 128], [255, 254, 117]]
-
-
-@pytest.mark.parametrize("bits", [10, 12, 16])
-def test_16_bit_images_that_use_fewer_bits_are_said_to_be_dark(tmp_path, capsys, bits):
-    values = np.random.default_rng(0).integers(0, 2**bits, (8, 8), dtype=np.uint16)
-    values[0, 0] = 2**bits - 1
-    Image.fromarray(values).save(tmp_path / "a.png")
-    read_image(tmp_path / "a.png")
-    assert (str(tmp_path) in capsys.readouterr().err) == (bits < 16)
+    assert np.array_equal(pixels(tmp_path / "a.png")[..., 0], (values / 257).round())
+    assert (str(tmp_path) in capsys.readouterr().err) is is_dark
 
 
 def test_transparent_parts_become_white(tmp_path):
@@ -135,30 +115,24 @@ def test_the_centre_square_of_wide_and_high_images():
 
 
 def huge(path):
-    """A PNG of some bytes that says that it is 50,000 pixels wide and high."""
-
-    def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
-
-
-def damage(path, change):
+    """A PNG that claims to be 50,000 pixels wide and high, and ends there."""
+    size = struct.pack(">I", 50_000) * 2
     content = bytearray(write_image(path).read_bytes())
-    change(content)
+    content[16:24] = size
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     path.write_bytes(content)
 
 
-def flip_a_bit(content):
-    content[60] ^= 1
+def change(path, start, stop, new):
+    content = write_image(path).read_bytes()
+    path.write_bytes(content[:start] + new + content[stop:])
 
 
 BROKEN = {
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_bytes(b"hello"),
-    "cut": lambda path: damage(path, lambda content: content.__delitem__(slice(500, None))),
-    "flipped bit": lambda path: damage(path, flip_a_bit),
+    "cut": lambda path: change(path, 500, None, b""),
+    "changed bytes": lambda path: change(path, 60, 62, b"??"),
     "32 bits": lambda path: Image.fromarray(np.full((4, 4), 2**20, np.int32)).save(path, format="tiff"),
     "floats": lambda path: Image.new("F", (4, 4)).save(path, format="tiff"),
     "huge": huge,
@@ -176,13 +150,3 @@ def test_what_cannot_be_read_is_named_in_one_line(tmp_path, kind):
         read_image(tmp_path / "strange.png")
     assert "\n" not in str(refusal.value) and ("broken" in str(refusal.value)) == (kind in BROKEN)
     assert len(fingerprint([tmp_path / "strange.png"], tmp_path)) == 16  # as train.py --skip_broken needs it
-
-
-@pytest.mark.skipif(sys.platform == "darwin", reason="its file system takes no such names")
-def test_names_of_any_bytes_are_listed_and_read(tmp_path):
-    names = [os.fsdecode(b"caf\xe9\n.png"), "two\nlines.png", "-rf *.png", "\x1b[31m.png", "%s {} ü.png"]
-    for name in names:
-        Image.fromarray(NOISE).save(tmp_path / name)
-    assert {path.name for path in list_images(tmp_path)} == set(names)
-    assert all(np.array_equal(pixels(path), NOISE) for path in list_images(tmp_path))
-    assert len(fingerprint(list_images(tmp_path), tmp_path)) == 16

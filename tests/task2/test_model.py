@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import SMALL_UNET
+from conftest import small_model
 from model import DiffusionModule
-from network import UNet
-from oracles import Ideal, Says, awake, eq_7, max_difference, moments_of_ancestral_chain
+from oracles import Ideal, Says, eq_7, max_difference, moments_of_ancestral_chain
 from scheduler import MODES, PREDICTORS, DDPMScheduler
 
 
@@ -56,7 +55,7 @@ def test_ancestral_chain_turns_noise_into_gaussian_data(mode, predictor, sigma_t
 
 
 def test_trajectory_holds_all_T_steps_in_the_order_of_draws_of_the_contract():
-    model = DiffusionModule(UNet(**SMALL_UNET).eval(), schedule(T=20))
+    model = small_model(T=20).eval()
     samples = sample(model, 2)
     traj = sample(model, 2, return_traj=True)
     assert isinstance(traj, list) and len(traj) == 21
@@ -74,9 +73,9 @@ def test_trajectory_holds_all_T_steps_in_the_order_of_draws_of_the_contract():
 
 @pytest.fixture
 def conditional():
-    network = awake(UNet(**SMALL_UNET, use_cfg=True, num_classes=3)).eval()
-    nn.init.normal_(network.class_embedding.weight, std=3)
-    return DiffusionModule(network, DDPMScheduler(5, 0.1, 0.4))
+    model = small_model(T=5, schedule=(0.1, 0.4), use_cfg=True, num_classes=3).eval()
+    nn.init.normal_(model.network.class_embedding.weight, std=3)
+    return model
 
 
 def sample(model, *args, **kwargs):
@@ -103,8 +102,7 @@ def test_labels_that_do_not_exist_are_value_errors(conditional, label, scale):
 
 
 def test_an_empty_module_becomes_the_saved_one(tmp_path):
-    scheduler = schedule("cosine", 20, "large")
-    model = DiffusionModule(awake(UNet(**SMALL_UNET)), scheduler, "x0", parametrization="preconditioned").eval()
+    model = small_model("x0", 20, (1e-4, 0.02, "cosine", "large"), "preconditioned").eval()
     model.save(tmp_path / "model.ckpt")
     loaded = DiffusionModule(None, None).eval()
     loaded.load(tmp_path / "model.ckpt")
@@ -114,28 +112,10 @@ def test_an_empty_module_becomes_the_saved_one(tmp_path):
     assert torch.equal(sample(loaded, 2), sample(model, 2))
 
 
-def test_a_checkpoint_older_than_parametrization_and_patches_loads(tmp_path):
-    DiffusionModule(UNet(**SMALL_UNET), schedule()).save(tmp_path / "model.ckpt")
-    checkpoint = torch.load(tmp_path / "model.ckpt", weights_only=True)
-    del checkpoint["parametrization"], checkpoint["network"]["patch_size"]
-    torch.save(checkpoint, tmp_path / "old.ckpt")
-    loaded = DiffusionModule(None, None)
-    loaded.load(tmp_path / "old.ckpt")
-    assert loaded.parametrization == "direct" and loaded.network.patch_size == 1
-
-
-OwnNetwork, OwnScheduler = type("OwnNetwork", (UNet,), {}), type("OwnScheduler", (DDPMScheduler,), {})
-
-
-@pytest.mark.parametrize(
-    ("network", "scheduler", "name"),
-    [
-        (Says(torch.zeros(1)), schedule(), "Says"),
-        (OwnNetwork(**SMALL_UNET), schedule(), "OwnNetwork"),
-        (UNet(**SMALL_UNET), OwnScheduler(10), "OwnScheduler"),
-    ],
-)
-def test_classes_that_load_could_not_rebuild_are_not_saved(tmp_path, network, scheduler, name):
-    with pytest.raises(TypeError, match=name):
-        DiffusionModule(network, scheduler).save(tmp_path / "model.ckpt")
+@pytest.mark.parametrize("part", ["network", "var_scheduler"])
+def test_classes_that_load_could_not_rebuild_are_not_saved(tmp_path, part):
+    model = small_model()
+    getattr(model, part).__class__ = type("Own", (type(getattr(model, part)),), {})
+    with pytest.raises(TypeError, match="Own"):
+        model.save(tmp_path / "model.ckpt")
     assert not list(tmp_path.iterdir())

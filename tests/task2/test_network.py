@@ -30,12 +30,11 @@ def test_default_network_is_that_of_the_lab():
     assert with_attention == [("downblocks", 256)] * 4 + [("middleblocks", 256)] + [("upblocks", 256)] * 5
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"ch_mult": [1]}, {"ch_mult": [1, 1, 2]}, {"attn": []}, {"attn": [0, 1]}, {"num_res_blocks": 2}, {"ch": 64}],
-)
+SIZES = {"ch_mult": [1], "attn": [0]}, {"ch_mult": [1, 1, 2]}, {"attn": []}, {"attn": [0, 1]}, {"ch": 64}
+
+
+@pytest.mark.parametrize("changes", SIZES, ids=str)
 def test_output_has_the_shape_of_the_input(changes):
-    changes = changes | ({"attn": [0]} if changes.get("ch_mult") == [1] else {})
     net = UNet(**SMALL | changes)
     assert net(torch.randn(2, 3, 16, 16), torch.tensor([0, 999])).shape == (2, 3, 16, 16)
     assert net.image_resolution == 16
@@ -52,19 +51,9 @@ def test_every_parameter_gets_a_finite_gradient():
             assert parameter.grad.abs().max() > 0, name
 
 
-def test_prediction_depends_on_t_and_every_form_of_t_is_accepted():
-    net = awake(UNet(**SMALL)).eval()
-    x = torch.randn(2, 3, 16, 16)
-    with torch.no_grad():
-        reference = net(x, torch.tensor([7, 7]))
-        assert not torch.allclose(net(x, torch.tensor([70, 70])), reference, atol=1e-3)
-        for t in (7, torch.tensor(7), torch.tensor([7]), torch.tensor([[7], [7]]), torch.tensor([7.0, 7.0])):
-            assert torch.allclose(net(x, t), reference, atol=1e-4)
-
-
 @pytest.mark.parametrize("channels", [32, 64, 96, 128, 384])
 def test_blocks_depend_on_t_at_every_width(channels):
-    """With one channel per group, the normalisation would remove the shift by the time embedding."""
+    """With one channel per group, normalisation would remove the shift by the time embedding."""
     block = awake(ResBlock(channels, channels, 16, dropout=0.0))
     x = torch.randn(1, channels, 4, 4)
     early, late = block(x, torch.randn(1, 16)), block(x, torch.randn(1, 16))
@@ -98,21 +87,36 @@ def test_a_patch_is_seen_and_predicted_whole(patch_size):
     assert torch.equal(net(x, 1), x)
 
 
+def test_prediction_depends_on_t_and_every_form_of_t_is_accepted():
+    net = awake(UNet(**SMALL)).eval()
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        reference = net(x, torch.tensor([7, 7]))
+        assert not torch.allclose(net(x, torch.tensor([70, 70])), reference, atol=1e-3)
+        for t in (7, torch.tensor(7), torch.tensor([7]), torch.tensor([[7], [7]]), torch.tensor([7.0, 7.0])):
+            assert torch.allclose(net(x, t), reference, atol=1e-4)
+
+
 def test_labels_are_dropped_at_random_in_training_only():
     net = UNet(**SMALL, use_cfg=True, num_classes=2, cfg_dropout=0.3)
     seen = []
     net.class_embedding.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    x, label = torch.zeros(4000, 3, 2, 2), torch.full((4000,), 2)
+    x, label = torch.zeros(1000, 3, 2, 2), torch.full((1000,), 2)
     net(x, 1, label)
-    assert (seen[-1] == 0).float().mean().item() == pytest.approx(0.3, abs=5 * (0.21 / 4000) ** 0.5)
-    assert set(seen[-1].tolist()) == {0, 2}
+    assert (seen[-1] == 0).float().mean().item() == pytest.approx(0.3, abs=5 * (0.21 / 1000) ** 0.5)
     net.eval()
     net(x, 1, label)
     assert torch.equal(seen[-1], label)
     net(x, 1)
-    assert torch.equal(seen[-1], torch.zeros(4000, dtype=torch.long))
+    assert torch.equal(seen[-1], 0 * label)
     with pytest.raises(ValueError, match="use_cfg"):
         UNet(**SMALL)(x, 1, label)
+
+
+def test_every_block_has_the_given_dropout():
+    net = UNet(**SMALL, dropout=0.4)
+    blocks = [module for module in net.modules() if isinstance(module, ResBlock)]
+    assert [m.p for block in blocks for m in block.modules() if isinstance(m, torch.nn.Dropout)] == [0.4] * len(blocks)
 
 
 def test_attention_is_softmax_attention():
@@ -136,8 +140,7 @@ def test_time_embedding_is_cosines_then_sines_of_frequencies_from_1_to_1_by_1000
     assert max_difference(seen[0], torch.cat([angles.cos(), angles.sin()], dim=1)) < 2e-4
 
 
-def test_sampling_blocks_take_every_second_pixel_and_repeat_pixels():
-    """With convolutions that are identities."""
+def test_with_identity_convolutions_blocks_select_or_repeat_pixels():
     down, up = DownSample(32), UpSample(32)
     for block in (down, up):
         torch.nn.init.dirac_(block.main.weight)
@@ -155,20 +158,3 @@ def test_only_last_layers_of_branches_start_near_0():
     ends = {f"{name}.block2.3" for name in blocks} | {"tail.2"}
     assert near_0 == ends | {f"{name}.attn.proj" for name, block in blocks.items() if isinstance(block.attn, AttnBlock)}
     assert net.eval()(torch.randn(2, 3, 16, 16), torch.tensor([3, 4])).abs().max() < 1e-2
-
-
-def test_every_block_has_the_given_dropout_in_training():
-    net, shares = UNet(**SMALL, dropout=0.4), []
-
-    def compare(dropout, inputs, output):
-        left = output != 0
-        shares.append(1 - left.float().mean().item())
-        assert torch.allclose(output[left], inputs[0][left] / 0.6)
-
-    for layer in net.modules():
-        if isinstance(layer, torch.nn.Dropout):
-            layer.register_forward_hook(compare)
-    net(torch.randn(4, 3, 16, 16), 5)
-    assert len(shares) == sum(isinstance(layer, ResBlock) for layer in net.modules())
-    fewest = 4 * 32 * 8 * 8
-    assert shares == pytest.approx([0.4] * len(shares), abs=5 * (0.24 / fewest) ** 0.5)

@@ -87,11 +87,8 @@ def test_weights_are_finite_where_alpha_bar_underflows(predictor, kind):
     assert scheduler.alpha_bars[99_999] < 1e-300
     weights = loss_weights(kind, predictor, scheduler)
     assert weights.isfinite().all() and (weights >= 0).all()
-
-
-def test_plain_losses_weight_every_timestep_by_1(scheduler):
-    for kind, predictor in [*(("none", predictor) for predictor in PREDICTORS), ("snr", "noise")]:
-        assert torch.equal(loss_weights(kind, predictor, scheduler), torch.ones(T))
+    if kind == "none" or (kind, predictor) == ("snr", "noise"):  # the plain loss
+        assert (weights == 1).all()
 
 
 @pytest.mark.parametrize("argument", ["predictor", "precision", "parametrization", "loss_weight"])

@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -60,6 +63,11 @@ def test_a_run_keeps_its_settings_its_numbers_and_both_kinds_of_weights(program,
     assert ddpm.classes == ["cat", "dog", "wild"] and ddpm.network.config["num_classes"] == 3
 
 
+def test_train_starts_where_a_notebook_exports_a_backend_that_is_not_installed(task_folder):
+    environment = os.environ | {"MPLBACKEND": "module://no_such_module.backend_inline"}
+    subprocess.run([sys.executable, task_folder / "train.py", "--help"], env=environment, check=True)
+
+
 def test_printed_commands_can_be_pasted(program, half_a_run, tmp_path):
     half_a_run.rename(tmp_path / "it's a run")
     run = program("train.py", "--resume", "it's a run", "--train_num_steps", 4)
@@ -69,38 +77,29 @@ def test_printed_commands_can_be_pasted(program, half_a_run, tmp_path):
     assert run.returncode == 0 and (tmp_path / "samples" / "it's a run" / "0.png").exists(), run.stderr
 
 
-def test_a_contact_sheet_shows_the_images_in_the_order_of_their_numbers(program, tmp_path):
+def test_an_image_grid_shows_the_images_in_the_order_of_their_numbers(program, tmp_path):
+    (tmp_path / "in").mkdir()
     for i in range(11):
-        (tmp_path / "in").mkdir(exist_ok=True)
         Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / "in" / f"{i}.png")
-    run = program("image_grid.py", "in", "--out", "sheet.png", "--count", 11, "--per_row", 4)
+    run = program("image_grid.py", "in", "--out", "grid.png", "--count", 11, "--per_row", 4)
     assert run.returncode == 0, run.stderr
-    sheet = Image.open(tmp_path / "sheet.png")
-    assert sheet.size == (4 * 6 + 2, 3 * 6 + 2)
-    assert [sheet.getpixel((3 + 6 * (i % 4), 3 + 6 * (i // 4)))[0] for i in range(11)] == list(range(11))
+    grid = Image.open(tmp_path / "grid.png")
+    assert grid.size == (4 * 6 + 2, 3 * 6 + 2)
+    assert [grid.getpixel((3 + 6 * (i % 4), 3 + 6 * (i // 4)))[0] for i in range(11)] == list(range(11))
 
 
 @pytest.mark.parametrize(
-    ("folder", "out"),
-    [
-        ("empty", "x.png"),
-        ("in", "in/x.png"),
-        ("in", "in/deeper/x.png"),
-        ("in", "x.txt"),
-        ("in", "x.fits"),
-        ("in", "x.xbm"),
-    ],
+    ("folder", "out"), [("empty", "x.png"), ("in", "in/x.png"), ("in", "in/deeper/x.png"), ("in", "x.txt")]
 )
-def test_a_contact_sheet_of_nothing_or_among_its_images_or_of_no_format_is_refused(program, tmp_path, folder, out):
+def test_an_image_grid_of_nothing_or_among_its_images_or_of_no_format_is_refused(program, tmp_path, folder, out):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "in").mkdir()
-    Image.new("RGB", (4, 4)).save(tmp_path / "in" / "0.png")
+    write_image(tmp_path / "in" / "0.png")
     assert refused(program("image_grid.py", folder, "--out", out), folder if folder == "empty" else out)
     assert not (tmp_path / out).exists()
 
 
-def test_a_full_disk_is_one_line_with_the_file_and_leaves_nothing_half_made(program, full_disk, tmp_path):
+def test_a_full_disk_is_one_line_with_the_file_and_leaves_nothing_incomplete(program, full_disk, tmp_path):
     write_image(tmp_path / "in" / "0.png")
     with full_disk(3000):
-        assert refused(program("image_grid.py", "in", "--out", "out/sheet.png"), "sheet.png")
+        assert refused(program("image_grid.py", "in", "--out", "out/grid.png"), "grid.png")
     assert not list((tmp_path / "out").iterdir())

@@ -10,7 +10,7 @@ import progress
 
 @pytest.fixture
 def nested_bars(monkeypatch):
-    """Two bars, of work that takes 200 times so many seconds by the clock of tqdm."""
+    """Run two nested bars, of work that takes 200 times so many seconds by the clock of tqdm."""
 
     def run(seconds):
         now = [0.0]
@@ -42,12 +42,6 @@ def test_a_log_that_cannot_be_written_ends_no_work(monkeypatch, nested_bars):
 
 def test_a_terminal_gets_a_bar_that_moves(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    for _ in progress.tqdm(range(3), desc="outer"):
-        pass
+    assert list(progress.tqdm(range(3), desc="outer")) == [0, 1, 2]
     output = capsys.readouterr().err
     assert output.count("\r") >= 2 and "3/3" in output
-
-
-def test_a_disabled_bar_is_silent(capsys):
-    assert list(progress.tqdm(range(3), disable=True)) == [0, 1, 2]
-    assert capsys.readouterr().err == ""

@@ -12,34 +12,32 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import FOLDERS, SMALL_UNET
-from model import DiffusionModule
-from network import UNet
-from oracles import awake, refused
+from conftest import FOLDERS, small_model, write_image
+from oracles import refused
 from processes import Program
 from sample_folder import SETTINGS_KEY
-from scheduler import DDPMScheduler
 
 SAMPLERS = {
     "ddpm": ["--sample_method", "ddpm", "--num_inference_steps", 12],
     "ddim": ["--sample_method", "ddim", "--num_inference_steps", 4],
     "ddim_with_noise": ["--sample_method", "ddim", "--num_inference_steps", 4, "--eta", 0.7],
     "dpm": ["--sample_method", "dpm", "--num_inference_steps", 4],
-    "plain": ["--no-clip_x0"],
 }
-
-
-CLASSES = ["cat", "chat", "é"]
+OPTIONS = {
+    **SAMPLERS,
+    "not clipped": ["--no-clip_x0"],
+    "guided": ["--use_cfg"],
+    "less": ["--use_cfg", "--cfg_scale", 3],
+}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A checkpoint of 12 steps with labels, whose network is as if trained."""
     torch.manual_seed(0)
-    network = awake(UNet(**SMALL_UNET, use_cfg=True, num_classes=3))
+    ddpm = small_model(schedule=(1e-4, 0.3), use_cfg=True, num_classes=3)
+    ddpm.classes = ["cat", "chat", "é"]
     path = tmp_path_factory.mktemp("model") / "last.ckpt"
-    ddpm = DiffusionModule(network, DDPMScheduler(12, 1e-4, 0.3))
-    ddpm.classes = CLASSES
     ddpm.save(path)
     return path
 
@@ -48,16 +46,6 @@ def model(tmp_path_factory):
 def sample(program, model):
     """Run sampling.py with that checkpoint into a folder."""
     return lambda folder, *flags: program("sampling.py", "--ckpt_path", model, "--save_dir", folder, *flags)
-
-
-@pytest.mark.parametrize(("parametrization", "clips"), [("direct", None), ("preconditioned", True)])
-def test_a_direct_mean_is_not_clipped_by_default(program, parametrization, clips, tmp_path):
-    network, scheduler = awake(UNet(**SMALL_UNET)), DDPMScheduler(12, 1e-4, 0.3)
-    DiffusionModule(network, scheduler, "mean", parametrization=parametrization).save(tmp_path / "mean.ckpt")
-    run = program("sampling.py", "--ckpt_path", "mean.ckpt", "--save_dir", "s", "--num_samples", 1)
-    assert run.returncode == 0, run.stderr
-    with Image.open(tmp_path / "s/0.png") as image:
-        assert json.loads(image.info[SETTINGS_KEY])["clip_x0"] is clips
 
 
 def images_in(folder):
@@ -69,15 +57,28 @@ def pixels(path):
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
-def test_each_sampler_makes_other_images_and_ddpm_is_the_default(sample, tmp_path):
+def test_each_option_makes_other_images_and_ddpm_is_the_default(sample, model, tmp_path):
+    """A run folder stands for its checkpoint, and flags that agree with it are accepted."""
+    same = [
+        "--ckpt_path",
+        model.parent,
+        "--mode",
+        "linear",
+        "--beta_1",
+        "1e-4",
+        "--beta_T",
+        0.3,
+        "--predictor",
+        "noise",
+    ]
     images = {}
-    for name, flags in {**SAMPLERS, "default": []}.items():
+    for name, flags in (OPTIONS | {"default": same}).items():
         run = sample(name, "--num_samples", 3, "--batch_size", 2, *flags)
         assert run.returncode == 0, run.stderr
         assert images_in(tmp_path / name).keys() == {0, 1, 2}
         images[name] = pixels(tmp_path / name / "2.png").tobytes()
     assert images.pop("default") == images["ddpm"]
-    assert len(set(images.values())) == len(SAMPLERS)
+    assert len(set(images.values())) == len(OPTIONS)
 
 
 def test_an_image_depends_on_seed_and_number_alone(sample, tmp_path):
@@ -94,36 +95,22 @@ def test_an_image_depends_on_seed_and_number_alone(sample, tmp_path):
     assert np.abs(pixels(tmp_path / "other" / "0.png") - made[7][0]).max() > 10
 
 
-def test_guidance_changes_images_and_its_default_scale_may_be_written_out(sample, tmp_path):
-    flags = {"no class": ["--cfg_scale", 7.5], "3": ["--use_cfg", "--cfg_scale", 3], "7.5": ["--use_cfg"]}
-    for name, options in flags.items():
-        run = sample(name, "--num_samples", 1, *options)
-        assert run.returncode == 0, run.stderr
-    assert len({(tmp_path / name / "0.png").read_bytes() for name in flags}) == 3
-
-
 @pytest.mark.parametrize(
     ("classes", "expected"),
-    [([], CLASSES), (["e\u0301", "cat"], ["é", "cat", "é"]), (["chat"], ["chat"] * 3)],
+    [([], ["cat", "chat", "é"]), (["e\u0301", "cat"], ["é", "cat", "é"]), (["chat"], ["chat"] * 3)],
 )
-def test_each_image_holds_its_class_by_name(sample, tmp_path, classes, expected):
+def test_each_image_holds_its_class_by_name(sample, model, tmp_path, classes, expected):
     flags = ["--use_cfg", "--num_samples", 3, *(["--classes", *classes] if classes else [])]
     run = sample("out", *flags)
     assert run.returncode == 0, run.stderr
     assert [Image.open(tmp_path / "out" / f"{i}.png").info["Class"] for i in range(3)] == expected
-    if classes:
+    if classes == ["chat"]:
         assert refused(sample("out", "--use_cfg", "--num_samples", 3), "classes")
-
-
-def test_a_class_without_a_name_is_chosen_by_its_number(sample, model, tmp_path):
-    ddpm = DiffusionModule(None, None)
-    ddpm.load(model)
-    ddpm.classes = None
-    ddpm.save(tmp_path / "nameless.ckpt")
-    for name, path in [("3", "nameless.ckpt"), ("é", model)]:
-        run = sample(name, "--num_samples", 1, "--use_cfg", "--classes", name, "--ckpt_path", path)
-        assert run.returncode == 0, run.stderr
-    assert np.array_equal(pixels(tmp_path / "3/0.png"), pixels(tmp_path / "é/0.png"))
+        checkpoint = torch.load(model, weights_only=True)
+        torch.save(checkpoint | {"classes": None}, tmp_path / "nameless.ckpt")  # classes have numbers
+        flags = ["--use_cfg", "--num_samples", 3, "--classes", 2, "--ckpt_path", "nameless.ckpt"]
+        assert sample("by number", *flags).returncode == 0
+        assert all(np.array_equal(*(pixels(tmp_path / f / f"{i}.png") for f in ("out", "by number"))) for i in range(3))
 
 
 def test_images_that_are_complete_are_not_made_again(sample, tmp_path):
@@ -161,45 +148,39 @@ def test_a_full_disk_is_one_line_with_the_file_and_leaves_nothing_half_made(samp
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and not list((tmp_path / "out").iterdir())
 
 
-def test_a_folder_of_other_settings_or_other_images_is_refused_and_left_alone(sample, model, tmp_path):
-    assert sample("out", "--num_samples", 3, *SAMPLERS["ddim_with_noise"]).returncode == 0
+def test_a_folder_of_other_settings_or_another_model_is_refused_and_left_alone(sample, model, tmp_path):
+    flags = SAMPLERS["ddim_with_noise"]
+    assert sample("out", "--num_samples", 3, *flags).returncode == 0
     before = images_in(tmp_path / "out")
-    for flags, setting in {
-        (): "sample_method ddim there, ddpm here",
-        tuple(SAMPLERS["dpm"]): "eta 0.7 there, None here",
-        tuple(SAMPLERS["ddim"]): "eta 0.7 there, 0.0 here",
-        (*SAMPLERS["ddim_with_noise"], "--seed", 5): "seed 0 there, 5 here",
-        (*SAMPLERS["ddim_with_noise"], "--use_cfg"): "cfg_scale None there, 7.5 here",
-        (*SAMPLERS["ddim_with_noise"], "--no-clip_x0"): "clip_x0 True there, None here",
-    }.items():
-        run = sample("out", "--num_samples", 3, *flags)
-        assert refused(run, setting) and "0.png" in run.stderr
-    assert refused(sample("out", "--num_samples", 2, *SAMPLERS["ddim_with_noise"]), "2.png")
-    assert images_in(tmp_path / "out") == before
     other = torch.load(model, weights_only=True)
     other["state_dict"]["head.bias"] += 1
     torch.save(other, tmp_path / "other.ckpt")
-    flags = [*SAMPLERS["ddim_with_noise"], "--ckpt_path", "other.ckpt"]
-    assert refused(sample("out", "--num_samples", 3, *flags), "model")
+    for others, setting in [
+        (SAMPLERS["ddpm"], "sample_method ddim there, ddpm here"),
+        (SAMPLERS["ddim"], "eta 0.7 there, 0.0 here"),
+        ([*flags, "--seed", 5], "seed 0 there, 5 here"),
+        ([*flags, "--use_cfg"], "cfg_scale None there, 7.5 here"),
+        ([*flags, "--no-clip_x0"], "clip_x0 True there, None here"),
+        ([*flags, "--ckpt_path", "other.ckpt"], "model"),
+    ]:
+        run = sample("out", "--num_samples", 3, *others)
+        assert refused(run, setting) and "0.png" in run.stderr
+    assert refused(sample("out", "--num_samples", 2, *flags), "2.png")
+    assert images_in(tmp_path / "out") == before
 
 
 def test_only_images_that_the_fid_program_would_measure_are_in_the_way(sample, tmp_path):
     assert sample("out", "--num_samples", 2).returncode == 0
-    before = images_in(tmp_path / "out")
-    litter = [".DS_Store", "Thumbs.db", "desktop.ini", ".directory", "._0.png", ".nfs0001", "0.png:Zone.Identifier"]
-    for name in litter:
-        (tmp_path / "out" / name).write_bytes(b"junk")
-    (tmp_path / "out" / ".ipynb_checkpoints").mkdir()
-    (tmp_path / "out" / ".ipynb_checkpoints" / "0-checkpoint.png").write_bytes(before[0])
+    out = tmp_path / "out"
+    for name in (".DS_Store", "Thumbs.db", "._0.png", ".ipynb_checkpoints/0-checkpoint.png"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(b"junk")
     run = sample("out", "--num_samples", 3)
     assert run.returncode == 0 and "2 of 3" in run.stdout, run.stderr
-    assert all((tmp_path / "out" / name).exists() for name in litter)
-    for name, content in {"0.png": b"", "mine.jpg": b"", "1.png": b"without text"}.items():
-        (tmp_path / "out" / name).write_bytes(content)
+    for name, content in {"0.png": b"", "mine.jpg": b"", "1.png": write_image(tmp_path / "1.png").read_bytes()}.items():
+        (out / name).write_bytes(content)
         assert refused(sample("out", "--num_samples", 3), name)
-        (tmp_path / "out" / name).unlink()
-    Image.new("RGB", (8, 8)).save(tmp_path / "out" / "1.png")
-    assert refused(sample("out", "--num_samples", 3), "1.png")
+        (out / name).unlink()
 
 
 @pytest.mark.parametrize(("sampler", "frames"), [("ddpm", 10), ("dpm", 5)])
@@ -229,7 +210,6 @@ def test_the_chains_of_the_first_images_are_a_picture_and_an_animation(sample, t
         (["--sample_method", "euler"], "'euler'"),
         (["--num_inference_steps", 50], "--num_inference_steps: 50"),
         (["--sample_method", "dpm", "--num_inference_steps", 13], "--num_inference_steps: 13"),
-        (["--num_inference_steps", 0], "--num_inference_steps: '0'"),
         (["--sample_method", "ddim", "--eta", 1.5], "--eta: '1.5'"),
         (["--sample_method", "dpm", "--eta", 0.5], "--eta: "),
         (["--cfg_scale", 3], "--cfg_scale"),
@@ -248,25 +228,24 @@ def test_wrong_flags_are_one_line_and_leave_nothing(sample, tmp_path, flags, cul
     assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
 
 
-def test_a_run_folder_stands_for_its_checkpoint_and_right_flags_are_taken(sample, model):
-    flags = ["--mode", "linear", "--beta_1", "1e-4", "--beta_T", 0.3, "--predictor", "noise"]
-    run = sample("out", "--num_samples", 1, "--ckpt_path", model.parent, *flags)
-    assert run.returncode == 0, run.stderr
-
-
 @pytest.mark.parametrize(
-    ("predictor", "parametrization", "method"),
-    [("mean", "direct", "dpm"), ("mean", "direct", "ddpm"), ("mean", "preconditioned", "dpm"), ("x0", "direct", "dpm")],
+    ("predictor", "parametrization", "method", "has_note", "clips"),
+    [
+        ("mean", "direct", "dpm", True, None),
+        ("mean", "direct", "ddpm", False, None),
+        ("mean", "preconditioned", "dpm", False, True),
+        ("x0", "direct", "dpm", False, True),
+    ],
 )
-def test_only_direct_mean_prediction_that_skips_steps_gets_a_note(
-    program, tmp_path, predictor, parametrization, method
+def test_a_direct_mean_is_not_clipped_and_gets_a_note_where_steps_are_skipped(
+    program, tmp_path, predictor, parametrization, method, has_note, clips
 ):
-    network, scheduler = UNet(**SMALL_UNET), DDPMScheduler(12, 1e-3, 0.3)
-    DiffusionModule(network, scheduler, predictor, parametrization=parametrization).save(tmp_path / "model.ckpt")
+    small_model(predictor, parametrization=parametrization).save(tmp_path / "model.ckpt")
     flags = ["--num_samples", 1, "--save_dir", "out", *SAMPLERS[method]]
     run = program("sampling.py", "--ckpt_path", "model.ckpt", *flags)
-    assert run.returncode == 0, run.stderr
-    assert ("note:" in run.stderr) == ((predictor, parametrization, method) == ("mean", "direct", "dpm"))
+    assert run.returncode == 0 and ("note:" in run.stderr) is has_note, run.stderr
+    with Image.open(tmp_path / "out/0.png") as image:
+        assert json.loads(image.info[SETTINGS_KEY])["clip_x0"] is clips
 
 
 def test_a_name_that_a_students_file_lacks_is_one_line(tmp_path):

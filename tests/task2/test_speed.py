@@ -24,10 +24,6 @@ def loss_and_gradient(model):
     return loss.item(), torch.cat([p.grad.flatten() for p in model.network.parameters()])
 
 
-def is_channels_last(network):
-    return network.head.weight.is_contiguous(memory_format=torch.channels_last)
-
-
 # Precision and memory format
 
 
@@ -43,33 +39,28 @@ def test_half_precision_is_close_and_the_prediction_is_float32(precision):
 
 
 @pytest.mark.parametrize(("avx512", "amx"), [(True, False), (False, True), (False, False)])
-def test_auto_uses_bf16_where_the_processor_supports_it(monkeypatch, avx512, amx):
+def test_auto_is_bf16_on_cpus_with_units_for_it(monkeypatch, avx512, amx):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     assert speed.select_precision("auto", CPU) == ("bf16" if avx512 or amx else "fp32")
-    assert all(speed.select_precision(name, CPU) == name for name in ("bf16", "fp16", "fp32"))
+    assert speed.select_precision("fp16", CPU) == "fp16"
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((8, 0), "bf16"), ((7, 5), "fp16"), ((6, 1), "fp32")])
-def test_auto_uses_the_precision_that_is_fast_on_this_gpu(monkeypatch, capability, expected):
+def test_auto_is_the_precision_that_is_fast_on_this_gpu(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", {torch.device("cuda:1"): capability}.get)
     assert speed.select_precision("auto", torch.device("cuda:1")) == expected
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_run_on_a_cpu_has_its_precision_and_the_memory_format_that_is_fast_with_it(new_trainer, precision):
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # meta stands in for a GPU
+def test_channels_last_but_not_for_half_precision_on_a_cpu(new_trainer, device, precision):
+    with torch.device(device):
+        network = speed.place_network(UNet(**SMALL_UNET), torch.device(device), precision)
+    is_channels_last = network.head.weight.is_contiguous(memory_format=torch.channels_last)
+    assert is_channels_last is (device == "meta" or precision == "fp32")
     trainer = new_trainer("--precision", precision)
-    for module in (trainer.model, trainer.ema):
-        assert module.precision == precision
-        assert is_channels_last(module.network) is (precision == "fp32")
-
-
-def test_a_gpu_has_channels_last_in_every_precision():
-    """Decided by the type of device alone; "meta" stands in for a GPU."""
-    for precision in ("fp32", "bf16", "fp16"):
-        with torch.device("meta"):
-            network = UNet(**SMALL_UNET)
-        assert is_channels_last(speed.place_network(network, torch.device("meta"), precision))
+    assert trainer.model.precision == trainer.ema.precision == precision
 
 
 def test_fp16_scales_losses_so_that_no_gradient_vanishes_and_skips_steps_that_overflow(new_trainer):
@@ -86,30 +77,16 @@ def test_fp16_scales_losses_so_that_no_gradient_vanishes_and_skips_steps_that_ov
     assert not torch.equal(trainer.weights[0], before)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_learns_what_float32_learns(new_trainer, precision):
-    flags = ["--learning_rate", 1e-3]
-    plain, losses = weights_after(new_trainer(*flags, "--precision", "fp32"))
-    fast, losses_16 = weights_after(new_trainer(*flags, "--precision", precision))
-    assert losses_16 == pytest.approx(losses, rel=5e-3)
-    assert 0 < max_difference(plain, fast) < 1e-2
-
-
 def test_fp16_is_resumed_bit_for_bit(new_trainer):
     """Also its scale, which doubles here every second step."""
-    whole, parts = new_trainer("--precision", "fp16"), new_trainer("--precision", "fp16")
-    for trainer in (whole, parts):
+    whole, resumed = new_trainer("--precision", "fp16"), new_trainer("--precision", "fp16")
+    for trainer in (whole, resumed):
         trainer.scaler.set_growth_interval(2)
-    whole.train_step(torch.ones(4, 3, 8, 8), torch.ones(4, dtype=torch.long))
+    weights_after(whole, steps=1)
     whole.save()
-    parts.load()
-    weights = []
-    for trainer in (whole, parts):
-        np.random.seed(5)
-        torch.manual_seed(5)
-        weights.append(weights_after(trainer)[0])
-    assert torch.equal(*weights)
-    assert whole.scaler.state_dict() == parts.scaler.state_dict() and whole.scaler.get_scale() > 2**16
+    resumed.load()
+    assert torch.equal(*(weights_after(trainer, seed=5)[0] for trainer in (whole, resumed)))
+    assert whole.scaler.state_dict() == resumed.scaler.state_dict() and whole.scaler.get_scale() > 2**16
 
 
 # Kernels
@@ -153,9 +130,8 @@ def test_recomputed_activations_give_the_same_gradient_bit_for_bit(new_trainer):
 
 
 def test_a_batch_in_parts_is_the_same_batch(new_trainer):
-    flags = ["--learning_rate", 1e-3]
-    whole, losses = weights_after(new_trainer(*flags))
-    trainer, sizes = new_trainer(*flags, "--accumulate", 4), []
+    whole, losses = weights_after(new_trainer("--learning_rate", 1e-3))
+    trainer, sizes = new_trainer("--learning_rate", 1e-3, "--accumulate", 4), []
     trainer.network.head.register_forward_hook(lambda layer, inputs, _: sizes.append(len(inputs[0])))
     parts, losses_of_parts = weights_after(trainer)
     assert sizes == [2] * 16
