@@ -1,6 +1,5 @@
 """The evaluation images: their files and pixels; no other files are lost or measured by mistake."""
 
-import itertools
 import shutil
 
 import numpy as np
@@ -65,14 +64,15 @@ def test_names_never_collide_and_are_never_too_long(pets, file_format):
     assert counts(make_eval_images(pets, file_format=file_format)) == (12, False)
 
 
-def test_format_and_crop_can_change(pets):
+@pytest.mark.parametrize("file_format", ["jpeg", "png"])
+def test_crop_takes_the_centre_square(pets, file_format):
     wide = np.zeros((40, 100, 3), np.uint8)
     wide[:, 30:70] = 255
     Image.fromarray(wide).convert("RGBA").save(pets / "val" / "cat" / "wide.png")
-    for file_format, crop in itertools.product(("jpeg", "png"), (True, False)):
+    for crop in (True, False):
         assert counts(make_eval_images(pets, file_format=file_format, crop=crop)) == (5, True)
-        assert {path.suffix for path in list_images(pets / "eval")} == {".jpg" if file_format == "jpeg" else ".png"}
         (image,) = (pets / "eval").glob("*wide.*")
+        assert image.suffix == {"jpeg": ".jpg", "png": ".png"}[file_format]
         assert (np.min(read_image(image)) > 250) is crop
 
 
