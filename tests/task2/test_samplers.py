@@ -230,17 +230,16 @@ def test_noise_of_an_image_depends_on_seed_and_index_alone():
 @pytest.mark.parametrize("settings", [{}, {"sample_method": "ddim", "eta": 0.5}, {"sample_method": "dpm"}])
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_guidance_extrapolates_the_prediction_in_every_sampler(predictor, settings):
-    """A network that is linear in the label extrapolates to 4 times the label."""
+    class LinearInLabel(Ideal):
+        factor = 0.1
 
-    class Conditional(Ideal):
         def forward(self, x, t, labels):
-            return super().forward(x, t) + factor * labels[:, None, None, None]
+            return super().forward(x, t) + self.factor * labels[:, None, None, None]
 
     scheduler = DDPMScheduler(5, 0.1, 0.4)
-    settings = {"class_label": torch.tensor([1, 3]), **settings}
-    model = DiffusionModule(Conditional(scheduler, 0.3, 0.4, predictor), scheduler, predictor)
-    factor = 0.1
-    guided = sample_chain(model, guidance_scale=4.0, **settings)
-    factor = 0.4
-    expected = sample_chain(model, **settings)
+    network = LinearInLabel(scheduler, 0.3, 0.4, predictor)
+    model = DiffusionModule(network, scheduler, predictor)
+    guided = sample_chain(model, class_label=torch.tensor([1, 3]), guidance_scale=4.0, **settings)
+    network.factor = 0.4  # by four times as far from the prediction without a label
+    expected = sample_chain(model, class_label=torch.tensor([1, 3]), **settings)
     assert all(max_difference(a, b) < 1e-4 * b.abs().max() for a, b in zip(guided, expected, strict=True))
