@@ -73,7 +73,7 @@ def test_crop_takes_the_centre_square(pets, file_format):
         assert counts(make_eval_images(pets, file_format=file_format, crop=crop)) == (5, True)
         (image,) = (pets / "eval").glob("*wide.*")
         assert image.suffix == {"jpeg": ".jpg", "png": ".png"}[file_format]
-        assert (np.min(read_image(image)) > 250) is crop
+        assert (np.min(read_image(image)) > 250) == crop
 
 
 def test_broken_images_are_left_out_if_wanted_and_named(pets):
