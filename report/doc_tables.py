@@ -27,10 +27,11 @@ MADE_BY = {
     "../2d_plot_diffusion_todo/ddpm_tutorial.py": "q-sample roll",
     "swiss_roll_floor.py": "floor",
     "swiss_roll_choices.py": "ablation",
-    "figures.py": "schedules trajectories mean-colour samples losses settings best-samples",
+    "figures.py": "schedules trajectories mean-colour samples settings best-samples",
     "study.py": "study",
     "explain_predictors.py": "why errors",
     "sampling_steps.py": "steps samplers",
+    "training_curve.py": "curve",
     "neighbours.py": "neighbours",
 }
 LAB_RUNS = [("linear", "noise"), ("linear", "x0"), ("linear", "mean"), ("quad", "noise"), ("cosine", "noise")]
@@ -87,7 +88,7 @@ def results() -> Rows:
         ],
         [
             "The lab's five runs in small, FID-768",
-            f"{preconditioned} preconditioned (linear, cosine)",
+            f"{preconditioned} preconditioned",
             f"{lab} as in the lab, where the mean diverges; {clipped} clipped",
             f"64x64, {int(read('study')[0]['steps']):,} steps, one seed, CPU",
         ],

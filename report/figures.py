@@ -6,7 +6,6 @@
 The runs are all that are somewhere below the folders of --runs. `--out` gets
 
     figures/schedules.svg                     beta, alpha-bar and log-SNR of the three schedules; needs no run
-    figures/losses.svg                        the loss of each predictor under each schedule
     figures/trajectories.png                  from the same noise to an image under each schedule, not clipped
     figures/trajectories_preconditioned.png   the same of preconditioned models, clipped, if there are any
     figures/mean_colour.svg                   the mean colour of the chains behind the first, clipped or not
@@ -33,7 +32,7 @@ import torch
 import common
 import speed
 from cli import ArgumentParser, check_writable, exit_on_user_error, one_line, select_device
-from common import FORMS, WIDTH, draw_strips, label_log_axis, plt
+from common import FORMS, WIDTH, draw_strips, plt
 from dataset import AFHQDataModule
 from image_grid import contact_sheet, image_grid, trajectory_frames, trajectory_image
 from prediction import to_x0_and_eps
@@ -54,43 +53,19 @@ STYLES = {
 
 
 def draw_schedules(T: int = 1000) -> plt.Figure:
-    """beta_t, alpha-bar_t and log-SNR_t of the three schedules, t = 1 ... T as the paper counts."""
+    """beta_t, alpha-bar_t and log-SNR_t of the three schedules, t = 0 ... T - 1."""
     fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.1), layout="constrained")
     for mode in MODES:
         scheduler = DDPMScheduler(T, 1e-4, 0.02, mode)
         log_snr = [2 * half_log_snr(scheduler, t) for t in range(T)]
         for ax, curve in zip(axes, (scheduler.betas, scheduler.alphas_cumprod, log_snr), strict=True):
-            ax.plot(np.arange(1, T + 1), curve, **STYLES[mode], label=mode)
+            ax.plot(range(T), curve, **STYLES[mode], label=mode)
     axes[0].set_yscale("log")
     for ax, name in zip(axes, (r"$\beta_t$", r"$\bar{\alpha}_t$", r"$\log\,\mathrm{SNR}_t$"), strict=True):
         ax.set(xlabel="$t$", ylabel=name, xlim=(0, T), xticks=[0, T // 2, T])
         ax.grid()
     axes[1].legend(handlelength=2.6, frameon=False)
     return fig
-
-
-def draw_losses(runs: Sequence[Run]) -> plt.Figure:
-    """The losses of runs over their steps, a panel for each predictor and a line for each schedule."""
-    note = _note(runs) and f", {_note(runs)}"
-    predictors = [name for name in PREDICTORS if name in {run.config["predictor"] for run in runs}]
-    fig, axes = plt.subplots(1, len(predictors), figsize=(WIDTH, 2.1), layout="constrained", squeeze=False)
-    for ax, predictor in zip(axes[0], predictors, strict=True):
-        for mode, run in ((r.config["mode"], r) for r in runs if r.config["predictor"] == predictor):
-            ax.plot(*thinned(run.losses), **STYLES[mode], label=mode, gid=f"{predictor}-{mode}")
-        ax.set(xlabel="step", yscale="log", title=f"{predictor} predictor" + note)
-        label_log_axis(ax.yaxis)
-        ax.locator_params(axis="x", nbins=4)
-        ax.grid()
-    axes[0, 0].set_ylabel("training loss")
-    lines = {line.get_label(): line for ax in axes[0] for line in ax.lines}
-    axes[0, 0].legend(handles=[lines[mode] for mode in MODES if mode in lines], handlelength=2.6, frameon=False)
-    return fig
-
-
-def thinned(losses: Sequence[tuple[int, float]], most: int = 200) -> tuple[list[float], list[float]]:
-    """Steps and losses, averaged in groups to at most so many points; each stands at the last step of its group."""
-    groups = np.array_split(np.asarray(losses, dtype=float), min(most, len(losses)))
-    return [group[-1, 0] for group in groups], [group[:, 1].mean() for group in groups]
 
 
 class Chains(NamedTuple):
@@ -267,7 +242,6 @@ def make_all(args: Namespace, places: Sequence[Path]) -> None:
         if shown := comparable_runs(product, keys, runs):
             write(product, function(shown, *settings))
 
-    draw("figures/losses.svg", keys(PREDICTORS, MODES, "direct"), draw_losses)
     draw("figures/trajectories.png", direct, draw_trajectories, False, args.device)
     draw("figures/mean_colour.svg", direct, draw_mean_colour, real, args.device)
     draw("figures/predictor_samples.png", samples, draw_samples, real, args.device)

@@ -33,7 +33,6 @@ class Run:
     folder: Path
     config: dict[str, Any]
     row: dict[str, object]  # of the table of runs
-    losses: list[tuple[int, float]]  # (step, mean since the previous row)
 
     @property
     def key(self) -> Key:
@@ -49,16 +48,19 @@ class Run:
 def read_run(folder: Path) -> Run:
     """The run in a folder; OSError, ValueError, KeyError or TypeError if it is incomplete or damaged."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    losses = [(int(row["step"]), float(row["loss"])) for row in common.read_table(folder / "stats.csv")]
-    if not losses:
+    stats = common.read_table(folder / "stats.csv")
+    if not stats:
         raise UserError("no losses in stats.csv yet")
     checkpoint = read_checkpoint(folder / "last.ckpt")
     row = {name: config[name] for name in (*KEY, "seed")} | {"steps": checkpoint["training"]["step"]}
     row |= {name: config[name] for name in ("batch_size", "image_resolution", "ch")}
     row |= {"T": config["num_diffusion_train_timesteps"], "num_images": config["num_images"]}
     row |= {"classes": " ".join(config["classes"]), "synthetic_faces": config["synthetic_faces"]}
-    row |= {"last_loss": f"{losses[-1][1]:.6f}", "weights": sum(w.numel() for w in checkpoint["state_dict"].values())}
-    return Run(folder, config, row, losses)
+    row |= {
+        "last_loss": f"{float(stats[-1]['loss']):.6f}",
+        "weights": sum(w.numel() for w in checkpoint["state_dict"].values()),
+    }
+    return Run(folder, config, row)
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:

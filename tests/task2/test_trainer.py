@@ -137,6 +137,18 @@ def test_samples_are_of_the_averaged_network_in_eval_mode_and_of_classes_1_2_3_1
     assert not same(files, chain_by_hand(trainer.model, last, 7, range(4), [1, 2, 3, 1]))
 
 
+def test_sampling_leaves_training_unchanged(new_trainer):
+    ends = []
+    for samples in (False, True):
+        trainer, (images, labels) = new_trainer(*T4, "--dropout", 0.5), batch()
+        for _ in range(2):
+            if samples:
+                trainer.save_samples(StopSignals())
+            trainer.train_step(images, labels)
+        ends.append(flat(trainer.weights))
+    assert torch.equal(*ends)
+
+
 @pytest.mark.parametrize(
     ("flags", "labels", "scale"),
     [([], None, 1.0), (["--use_cfg", "--cfg_scale", 2.5, "--weights", "last"], [1, 2, 3, 1, 2], 2.5)],
