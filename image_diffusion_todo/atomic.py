@@ -25,7 +25,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """
     partial = path.with_name(f".{path.name[:40]}.{os.getpid()}.partial")  # short: names end at 255 bytes
     try:
-        with name_in_errors(path):
+        with name_in_errors(path, instead_of=partial):
             with partial.open("wb") as file:
                 yield file
                 file.flush()
@@ -56,15 +56,17 @@ def atomic_dir(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def name_in_errors(path: Path) -> Iterator[None]:
-    """Let an OSError that names no file, as on a full disk, name `path`."""
+def name_in_errors(path: Path, instead_of: Path | None = None) -> Iterator[None]:
+    """Let an OSError that names no file, as on a full disk, or the file `instead_of`, name `path`."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         # torch.save raises a RuntimeError of its own when writing fails.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
-        if isinstance(cause, OSError) and not cause.filename:
-            raise OSError(cause.errno, cause.strerror or str(cause), str(path)) from error
+        if isinstance(cause, OSError) and (not cause.filename or Path(cause.filename) == instead_of):
+            if cause.errno is None:  # raised by a library
+                raise OSError(f"{path}: {cause}") from error
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise
 
 

@@ -20,6 +20,7 @@ from progress import tqdm
 
 AFHQ_URL = "https://www.dropbox.com/s/t9l9o3vsx2jai3z/afhq.zip?dl=1"
 AFHQ_COUNTS = {"train": 14_630, "val": 1_500}
+MAX_UNPACKED_BYTES = 8 * 2**30  # about ten times what AFHQ needs
 TIMEOUT = 30  # seconds without a byte
 
 
@@ -109,6 +110,9 @@ def _unpack(archive: Path, root: Path, counts: Mapping[str, int]) -> None:
                 found = sum(place.parts[0] == split for place in members)
                 if found != count:
                     raise UserError(f"holds {found:,} images in {split}/, and AFHQ v1 has {count:,}")
+            size = sum(info.file_size for info in members.values())
+            if size > MAX_UNPACKED_BYTES:
+                raise UserError(f"would unpack to {size:,} bytes")
             for place, info in tqdm(members.items(), desc="unpacking", unit="image"):
                 path = partial / place
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -111,7 +111,8 @@ def _eval_names(files: Sequence[Path], folder: Path, file_format: str) -> list[s
         stem = "_".join(file.relative_to(folder).with_suffix("").parts)
         if file_format == "jpeg":
             stem, suffix = file.stem, file.suffix if file.suffix.lower() in (".jpg", ".jpeg") else ".jpg"
-        stem = os.fsencode(stem)[:200].decode(errors="ignore")  # names have 255 bytes at most
+        if len(os.fsencode(stem)) > 200:  # names have 255 bytes at most
+            stem = os.fsencode(stem)[:200].decode(errors="ignore")
         name, number = stem, 1
         while (key := unicodedata.normalize("NFC", name).casefold()) in taken:
             number += 1

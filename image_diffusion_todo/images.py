@@ -101,6 +101,8 @@ def read_image(
     black.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():  # reading a pipe would block
+            raise ValueError("not a file")
         with Image.open(path) as image:
             is_deep = image.mode.startswith("I") or ";16" in str(image.tile)
             image = convert(image)
@@ -200,10 +202,10 @@ def fingerprint(files: Sequence[Path], root: Path, *settings: object) -> str:
 
 
 def _checksum(file: Path) -> int | None:
-    try:
-        return zlib.crc32(file.read_bytes())
-    except OSError:
-        return None
+    with suppress(OSError):
+        if file.is_file():  # reading a pipe would block
+            return zlib.crc32(file.read_bytes())
+    return None
 
 
 def cached(

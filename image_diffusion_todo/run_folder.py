@@ -5,10 +5,15 @@ import csv
 import io
 import itertools
 import json
+import os
+import sys
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+if "ipykernel" not in sys.modules:  # a notebook exports its own backend to its programs, where it may be missing
+    os.environ["MPLBACKEND"] = "Agg"
 
 from matplotlib.figure import Figure
 

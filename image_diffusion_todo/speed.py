@@ -1,5 +1,8 @@
 """Optimisations that change precision and order of summation only, one per function (see `benchmarks/training.py`)."""
 
+import importlib.util
+import os
+import shutil
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -44,8 +47,24 @@ def place_network(network: nn.Module, device: torch.device, precision: str = "fp
 
 
 def should_compile(switch: str, device: torch.device, num_calls: int) -> bool:
-    """Whether to compile; "auto": on GPUs, if there are enough calls of the network to repay the compilation."""
-    return switch == "on" or (switch == "auto" and device.type == "cuda" and num_calls >= 2000)
+    """Whether to compile; "auto": on GPUs, if there are enough calls of the network to repay the compilation.
+
+    Raises:
+        UserError: for "on" where it is known to fail.
+    """
+    if switch == "off" or (switch == "auto" and (device.type != "cuda" or num_calls < 2000)):
+        return False
+    variables = [word for name in ("CC", "CXX") for word in os.environ.get(name, "").split()[:1]]
+    missing = None
+    if not any(map(shutil.which, ("cc", "gcc", "clang", "c++", "g++", "clang++", "cl", *variables))):
+        missing = "a C compiler"
+    elif device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        missing = "Triton"
+    elif device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 0):
+        missing = "a GPU for which Triton compiles"
+    if missing and switch == "on":
+        raise UserError(f"argument --compile: this machine lacks {missing}")
+    return not missing
 
 
 def compile_network(network: nn.Module, cuda_graph: bool = True) -> None:

@@ -27,7 +27,7 @@ from prediction import LOSS_WEIGHTS, PARAMETRIZATIONS, should_clip_x0
 from progress import tqdm
 from run_folder import new_run_folder, read_config, save_config
 from scheduler import MAX_TIMESTEPS, MODES, PREDICTORS, DDPMScheduler
-from speed import AUTO_ON_OFF, PRECISIONS, select_precision
+from speed import AUTO_ON_OFF, PRECISIONS, select_precision, should_compile
 from stopping import StopSignals
 from trainer import Trainer, build_network
 
@@ -159,6 +159,7 @@ def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
     distributed = Distributed()
     device = distributed.device(args.device, args.gpu)
     args.precision = select_precision(args.precision, device)  # the same when resumed elsewhere
+    should_compile(args.compile, device, args.train_num_steps)  # or an error, before there is a folder
     if args.batch_size % (distributed.size * args.accumulate):
         parts = f"{distributed.size} processes of --accumulate {args.accumulate} parts"
         raise UserError(f"argument --batch_size: {args.batch_size} cannot be divided among {parts}")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -65,11 +66,16 @@ def read_run(folder: Path) -> Run:
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:
     """All runs anywhere below some folders; those that cannot be read are named on stdout."""
-    found = {}
+    found, visited = {}, set()
     for place in folders:
         if not place.is_dir():
             raise UserError(f"argument --runs: {place} is not a folder")
-        found |= {path.parent.resolve(): path.parent for path in place.rglob("config.json")}
+        for folder, inside, files in os.walk(place, followlinks=True):
+            if (resolved := Path(folder).resolve()) in visited:
+                inside.clear()  # a link to a folder that was seen
+            elif "config.json" in files:
+                found[resolved] = Path(folder)
+            visited.add(resolved)
     runs = []
     for folder in tqdm(sorted(found.values()), desc="reading runs", unit="run", leave=False):
         try:

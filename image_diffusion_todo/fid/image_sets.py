@@ -89,6 +89,8 @@ def find_images(path: str | os.PathLike) -> ImageSet:
     sizes, formats = set(), set()
     for file in files:
         try:
+            if not file.is_file():  # a pipe, whose opening would block
+                raise OSError
             with Image.open(file) as image:  # reads the header only
                 sizes.add(image.size)
                 formats.add(image.format)

@@ -54,3 +54,9 @@ def test_network_is_time_linear_layers_with_silu_between_them(dim_hids):
 def test_network_rejects_invalid_timesteps(t, error):
     with pytest.raises(error):
         SimpleNet(2, 2, [16], 1000)(torch.randn(2, 2), torch.tensor([t, t]))
+
+
+def test_first_layer_bends_twice_as_far_out_as_by_default():
+    layer = SimpleNet(2, 2, [5000], 10).layers[0].fc
+    assert layer.weight.abs().max().item() == pytest.approx(2 / 2**0.5, rel=1e-2)
+    assert layer.bias.abs().max().item() == pytest.approx(4 / 2**0.5, rel=1e-2)

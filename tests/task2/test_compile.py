@@ -5,7 +5,7 @@ import torch
 
 import speed
 from cli import UserError
-from conftest import small_model, weights_after
+from conftest import SMALL_FLAGS, small_model, weights_after
 from network import UNet
 from oracles import max_difference, refused
 from stopping import StopSignals
@@ -13,17 +13,49 @@ from stopping import StopSignals
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
+@pytest.fixture
+def new_gpu(monkeypatch):
+    """A machine with a GPU and everything that compilation for it needs."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+
+@pytest.mark.usefixtures("new_gpu")
 @pytest.mark.parametrize(
     ("switch", "device", "num_calls", "expected"),
     [
         ("auto", CUDA, 2000, True),
         ("auto", CUDA, 100, False),
         ("auto", CPU, 10**6, False),
+        ("on", CPU, 1, True),
         ("off", CUDA, 10**6, False),
     ],
 )
 def test_when_compilation_is_worth_it(switch, device, num_calls, expected):
     assert speed.should_compile(switch, device, num_calls) is expected
+
+
+@pytest.mark.usefixtures("new_gpu")
+@pytest.mark.parametrize(
+    ("name", "absent"),
+    [
+        ("torch.cuda.get_device_capability", lambda device: (6, 1)),
+        ("shutil.which", lambda name: None),
+        ("importlib.util.find_spec", lambda name: None),
+    ],
+)
+def test_where_compilation_cannot_work_auto_goes_without_and_on_is_an_error(monkeypatch, name, absent):
+    monkeypatch.setattr(name, absent)
+    assert not speed.should_compile("auto", CUDA, 10**6)
+    with pytest.raises(UserError, match="--compile"):
+        speed.should_compile("on", CUDA, 10**6)
+
+
+def test_a_compiler_that_CC_names_is_found(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: name if name == "/opt/bin/icx" else None)
+    monkeypatch.setenv("CC", "/opt/bin/icx -O2")
+    assert speed.should_compile("on", CPU, 1)
 
 
 @pytest.mark.parametrize(("flags", "cuda_graph"), [([], True), (["--accumulate", 2], False)])
@@ -107,3 +139,10 @@ def test_a_compiled_network_learns_and_samples_the_same(new_trainer):
         predicted = trainer.ema.predict(x, t)
         with torch.compiler.set_stance("force_eager"):
             assert max_difference(predicted, trainer.ema.predict(x, t)) < 1e-5
+
+
+def test_on_without_a_compiler_is_refused_before_there_is_a_run(program, faces, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    flags = ["train.py", "--data_root", faces, *SMALL_FLAGS, "--batch_size", 4, "--compile", "on"]
+    assert refused(program(*flags), "--compile")
+    assert not list(tmp_path.iterdir())

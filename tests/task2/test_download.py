@@ -132,6 +132,14 @@ def test_archives_that_are_damaged_or_another_are_refused(server, root, content,
     assert names_beside(root) == []
 
 
+def test_an_archive_that_unpacks_to_too_much_is_refused(server, root, monkeypatch):
+    server.content = archive(more=[("afhq/train/cat/large.png", bytes(10**6))])
+    monkeypatch.setattr("download.MAX_UNPACKED_BYTES", 10**6)
+    with pytest.raises(ValueError, match="unpack to 1,0"):
+        download_afhq(root, server.url, COUNTS | {"train": 7})
+    assert names_beside(root) == []
+
+
 def test_nothing_is_unpacked_outside_of_the_data_set(server, root):
     evil = ["../../evil.png", "/etc/evil.png", "C:/evil.png", "train/cat/../../../evil.png", "train/..\\..\\evil.png"]
     link = zipfile.ZipInfo("afhq/link.png")

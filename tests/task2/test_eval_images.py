@@ -141,3 +141,13 @@ def test_a_full_disk_or_a_read_only_set_is_named_and_leaves_the_old_eval(pets, f
         make_eval_images(pets)
     assert names(pets) == ["eval", "train", "val"] and read_image(pets / "eval" / "cat_cat0.png").size == (8, 8)
     assert not list(pets.glob(".*.partial"))
+
+
+def test_half_an_eval_of_a_killed_program_is_removed_and_a_linked_one_stays_linked(pets, tmp_path):
+    (tmp_path / "big disk").mkdir()
+    (pets / "eval").symlink_to(tmp_path / "big disk")
+    write_image(tmp_path / ".big disk.partial" / "half.png")
+    make_eval_images(pets)
+    make_eval_images(pets, resolution=8)
+    assert names(tmp_path / "big disk") == NAMES and (pets / "eval").is_symlink()
+    assert not (tmp_path / ".big disk.partial").exists()

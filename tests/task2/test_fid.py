@@ -249,7 +249,7 @@ def test_a_damaged_or_wrong_file_is_refused_and_its_code_does_not_run(
 # What the user gave.
 
 
-@pytest.mark.parametrize("name", ["missing", "file.png", "empty", "single", "broken"])
+@pytest.mark.parametrize("name", ["missing", "file.png", "empty", "single", "broken", "pipe"])
 @pytest.mark.parametrize("place", [0, 1])
 def test_bad_folders_end_in_one_line(name, place, folders, weights, tmp_path, program):
     """Before the network is looked for, which is not there."""
@@ -257,6 +257,7 @@ def test_bad_folders_end_in_one_line(name, place, folders, weights, tmp_path, pr
     write_images(tmp_path / "single", 1, seed=0)
     shutil.copy(tmp_path / "single/0.png", tmp_path / "file.png")
     (write_images(tmp_path / "broken", 2, seed=0) / "1.png").write_bytes(b"not an image")
+    os.mkfifo(write_images(tmp_path / "pipe", 2, seed=0) / "2.png")
     paths = [*folders]
     paths[place] = tmp_path / name
     assert refused(program(PROGRAM, *paths), str(tmp_path / name))

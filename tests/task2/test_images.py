@@ -1,5 +1,6 @@
 """Listing, reading and resizing image files of every kind, and refusing files that are not images."""
 
+import os
 import struct
 import zlib
 
@@ -129,6 +130,7 @@ def change(path, start, stop, new):
 
 
 BROKEN = {
+    "pipe": os.mkfifo,  # reading would block
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_bytes(b"hello"),
     "cut": lambda path: change(path, 500, None, b""),
@@ -150,3 +152,9 @@ def test_what_cannot_be_read_is_named_in_one_line(tmp_path, kind):
         read_image(tmp_path / "strange.png")
     assert "\n" not in str(refusal.value) and ("broken" in str(refusal.value)) == (kind in BROKEN)
     assert len(fingerprint([tmp_path / "strange.png"], tmp_path)) == 16  # as train.py --skip_broken needs it
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path):
+    (tmp_path / "pets").symlink_to("nowhere")
+    with pytest.raises(OSError, match="pets"):
+        list_images(tmp_path / "pets")

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import speed
-from atomic import lock_folder
+from atomic import lock_folder, remove_partials
 from checkpoint import read_checkpoint
 from conftest import RUN_FLAGS, weights_after
 from oracles import max_difference, only_run, refused
@@ -257,3 +257,11 @@ def test_a_run_continues_in_another_memory_format(new_trainer, monkeypatch):
     before = weights_after(resumed, steps=0)[0]
     found, expected = (weights_after(trainer, seed=3)[0] for trainer in (resumed, whole))
     assert max_difference(found, expected) < 0.1 * max_difference(found, before)
+
+
+def test_other_files_called_partial_are_left_alone(tmp_path):
+    for name in ("notes.partial", ".notes.partial", ".last.ckpt.77.partial"):
+        (tmp_path / name).write_text("")
+    (tmp_path / ".folder.1.partial").mkdir()
+    remove_partials(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.partial", ".notes.partial", ".folder.1.partial"}

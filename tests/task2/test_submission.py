@@ -6,6 +6,7 @@ Most tests work on a small project whose programs are a line each; two run the r
 import io
 import os
 import pickle
+import stat
 import zipfile
 from pathlib import Path
 
@@ -80,13 +81,12 @@ def faulty(run):
 
 
 def test_the_zip_holds_the_sources_of_both_folders_and_the_report(program, request, tmp_path):
-    root = request.config.rootpath
-    run = program(PROGRAM, "--id", ID, "--out_dir", tmp_path / "new", "--smoke", "off")
+    report, root = put(tmp_path, "mine.pdf", PDF), request.config.rootpath
+    run = program(PROGRAM, "--id", ID, "--report", report, "--out_dir", tmp_path / "new", "--smoke", "off")
     assert run.returncode == 0, run.stderr
     sources = [path.relative_to(root) for folder in (TASK1, TASK2) for path in (root / folder).rglob("*.py")]
     sources = {path.as_posix(): (root / path).read_bytes() for path in sources if "/." not in path.as_posix()}
-    report = {"report.pdf": (root / "report/report.pdf").read_bytes()}
-    assert files_of(tmp_path / "new" / ZIP) == sources | report
+    assert files_of(tmp_path / "new" / ZIP) == sources | {"report.pdf": PDF}
 
 
 def test_what_programs_systems_and_the_lab_put_there_is_left_out_and_only_that(make, tree):
@@ -106,7 +106,7 @@ def test_what_programs_systems_and_the_lab_put_there_is_left_out_and_only_that(m
 def test_weights_under_any_name_are_refused_and_not_dropped(make, check, tree):
     torch.save({"state_dict": {"weight": torch.zeros(10)}}, checkpoint := io.BytesIO())
     planted = {"fid/inception.PTH": checkpoint.getvalue(), "notes.txt": checkpoint.getvalue(), "face.png": b"\x89PNG"}
-    planted |= {"model.safetensors": bytes(8) + b"{}", "weights": b"1 2 3", "helper.py": bytes(100)}
+    planted |= {"model.safetensors": bytes(8) + b"{}", "weights": b"1 2 3", "helper.py": bytes(100), "a:b.py": b""}
     planted |= {"notes.md": pickle.dumps([0.0] * 100), "windows.txt": "of Notepad".encode("utf-16")}
     planted |= {"long.json": b"1" * (2**20 + 1)}
     planted = {f"{folder}/{name}": content for name, content in planted.items() for folder in (TASK1, TASK2)}
@@ -117,12 +117,13 @@ def test_weights_under_any_name_are_refused_and_not_dropped(make, check, tree):
     assert faulty(check(*planted.items())) == sorted(planted)
 
 
-def test_links_and_pipes_are_refused(make, tree):
+def test_links_and_pipes_are_refused(make, check, tree):
     (tree / TASK2 / "linked.py").symlink_to(put(tree, "../secret.py", b"1"))
-    assert refused(make(), f"{TASK2}/linked.py")
-    (tree / TASK2 / "linked.py").unlink()
     os.mkfifo(tree / TASK2 / "pipe.py")  # reading it would wait for ever
-    assert refused(make(), f"{TASK2}/pipe.py")
+    assert faulty(make()) == [f"{TASK2}/linked.py", f"{TASK2}/pipe.py"]
+    link = zipfile.ZipInfo(f"{TASK2}/linked.py")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    assert refused(check((link, b"/etc/passwd")), "linked.py")
 
 
 @pytest.mark.parametrize("content", [None, b"<html>", PDF[:-8]], ids=["none", "html", "truncated"])
@@ -139,7 +140,8 @@ def test_without_a_report_the_command_that_makes_it_is_named(make, tree, content
         (["--id", "1", "--check", "1_lab1.zip"], "--check"),
         (["--check", "1_lab1.zip"], "1_lab1.zip"),
         (["--check", "mine.zip"], "mine.zip"),
-        *((["--id", bad], "_lab1.zip") for bad in ["", "../x", "a b", "é", "1" * 33]),
+        (["--id", "1", "--root", "nowhere"], "nowhere"),
+        *((["--id", bad], "_lab1.zip") for bad in ["", "../x", "a b", "412551014_lab1", "é", "1\n", "1" * 33]),
     ],
 )
 def test_wrong_flags_are_named(program, flags, named):
@@ -162,12 +164,15 @@ def test_a_zip_made_by_hand_may_be_compressed_and_keep_the_banners_of_the_skelet
 
 
 def test_all_that_is_wrong_with_a_zip_is_named(check):
-    places = ["/evil.py", "C:/evil.py", "../evil.py", f"{TASK2}/../../evil.py", f"{TASK2}\\evil.py", "notes.txt"]
-    places += ["report.pdf/notes.pdf"]
+    places = ["/evil.py", "C:/evil.py", "../evil.py", f"{TASK2}/../../evil.py", f"{TASK2}//evil.py", "notes.txt"]
+    places += [f"{TASK2}\\evil.py", "report.pdf/notes.pdf"]
     made = [f"{TASK2}/{name}" for name in ("data", "Samples", ".git", "fid/__pycache__", "fid/afhq_inception_v3.ckpt")]
     run = check(*((name, b"") for name in [*places, *made]), (f"{TASK2}/.git/config", b""), ("__MACOSX/._x", b""))
     assert faulty(run) == sorted([*places, *made, "__MACOSX"])
     assert faulty(check(without=HANDED_IN)) == sorted(HANDED_IN)
+    around = ((f"{ID}_lab1/{name}", content) for name, content in HANDED_IN.items())
+    assert faulty(check(*around, without=HANDED_IN)) == [f"{ID}_lab1"]
+    assert faulty(check(*[(f"{TASK2}/x/{i}.txt", b"") for i in range(300)])) == [f"{TASK2}/x"]
 
 
 @pytest.mark.parametrize(
@@ -213,17 +218,29 @@ def test_the_programs_of_a_new_zip_run_where_it_is_unpacked_and_those_of_a_check
     [
         ("print('hello')\nundefined_name", "NameError"),
         ("import data.helper", "data.helper"),
-        ("import sys; sys.exit(3)", "code 3"),
+        ("import only_in_the_project", "only_in_the_project"),
+        ("import of_the_system, sys; sys.exit(3)", "code 3"),
         ("", "samples/1.png"),
     ],
 )
-def test_a_zip_whose_programs_fail_replaces_nothing(make, tree, source, named):
+def test_a_zip_whose_programs_fail_replaces_nothing(make, tree, monkeypatch, tmp_path, source, named):
     put(tree, f"{TASK2}/data/helper.py")
+    put(tree, "modules/only_in_the_project.py")
+    put(tmp_path, "libraries/of_the_system.py")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tree / "modules"), str(tmp_path / "libraries")]))
     old = put(tree, ZIP, b"the old one")
     put(tree, f"{TASK2}/sampling.py", source.encode())
     run = make(smoke="on")
     assert refused(run, named) and f"{TASK2}/sampling.py" in run.stderr
-    assert old.read_bytes() == b"the old one"
+    assert old.read_bytes() == b"the old one" and len(list(tree.iterdir())) == 5
+
+
+def test_a_program_that_does_not_end_is_named(load_report, monkeypatch, tree):
+    submission = load_report("submission")
+    monkeypatch.setattr(submission, "SMOKE_SECONDS", 0.5)
+    content = submission.zipped({f"{TASK1}/ddpm_tutorial.py": b"import time; time.sleep(100)"})
+    with pytest.raises(submission.UserError, match=r"ddpm_tutorial\.py"):
+        submission.run_programs(content, tree)
 
 
 def test_the_smoke_commands_suit_the_programs_of_task_2(load_report, program, tmp_path):
@@ -238,6 +255,7 @@ def test_the_smoke_commands_suit_the_programs_of_task_2(load_report, program, tm
 
 @pytest.mark.slow
 def test_the_project_itself_can_be_handed_in(program, tmp_path):
-    run = program(PROGRAM, "--id", ID, "--out_dir", tmp_path / "out")
+    report = put(tmp_path, "mine.pdf", PDF)
+    run = program(PROGRAM, "--id", ID, "--report", report, "--out_dir", tmp_path / "out")
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "out" / ZIP).exists()
