@@ -1,4 +1,4 @@
-"""The tables of the benchmarks in the README, which report/doc_tables.py makes; memory.py and patches.py print them."""
+"""The tables of the benchmarks: the programs print them, and report/doc_tables.py puts them into the README."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

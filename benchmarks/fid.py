@@ -7,8 +7,8 @@
 - network: from images to features.
 - whole: from two folders to the number, loading the network included; once more with the real features cached.
 
-Both programs take turns in one process. A time is the median of its turns, with the lowest and the highest. Without
-pytorch-fid's weights file the network gets random weights: the times are the same.
+Both programs take turns in one process. A time is the median of its turns; the JSON also has the lowest and the
+highest. Without pytorch-fid's weights file the network gets random weights: the times are the same.
 """
 
 import os
@@ -28,6 +28,7 @@ import bench
 import numpy as np
 import torch
 import torchvision
+from bench_tables import FID, markdown, table
 from PIL import Image
 from pytorch_fid import fid_score
 from scipy import linalg
@@ -163,10 +164,7 @@ def main() -> None:
         }
         bench.write_json(args.json, result)
 
-    print("| | pytorch-fid, seconds | ours, seconds | speed-up | relative difference |\n|---|---|---|---|---|")
-    for row in rows:
-        times = ["{median:.2f} ({lowest:.2f} to {highest:.2f})".format(**row[name]) for name in ("pytorch_fid", "ours")]
-        print(f"| {row['what']} | {' | '.join(times)} | {row['speedup']:.1f} | {row['relative_difference']:.1e} |")
+    print(markdown(table(rows, FID)))
     if random_weights:
         print("The network's weights are random: the distances are not FIDs.")
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import bench
 import numpy as np
 import torch
+from bench_tables import SPEED, markdown, table
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -182,13 +183,14 @@ def measure(args: Namespace, data: AFHQDataModule, device: torch.device, turns: 
 
 def to_markdown(result: dict, peak_tflops: float | None = None) -> str:
     """The result as a table."""
-    header = "| | images/s | speed-up | spread | TFLOP/s | share of peak | activations, GiB |"
-    lines = [f"Batch {result['batch_size']}:\n", header, "|---|---|---|---|---|---|---|"]
+    columns = [*SPEED, ("TFLOP/s", "{tflop_per_second:.3f}"), ("share of peak", "{share}")]
+    columns.append(("activations, GiB", "{memory}"))
+    rows = []
     for row in result["table"]:
-        numbers = f"{row['images_per_second']:.1f} | {row['times_plain']:.2f} | {row['spread']:.0%}"
         share = f"{row['tflop_per_second'] / peak_tflops:.0%}" if peak_tflops else ""
         memory = "" if row["activations_gib"] is None else f"{row['activations_gib']:.2f}"
-        lines.append(f"| {row['row']} | {numbers} | {row['tflop_per_second']:.3f} | {share} | {memory} |")
+        rows.append(row | {"share": share, "memory": memory})
+    lines = [f"Batch {result['batch_size']}:\n", markdown(table(rows, columns))]
     hours = result["hours_for_100k_steps_with_samples"]
     lines.append(f"\nShare of train.py's time spent on loading images: {result['share_of_time_on_data']:.2%}")
     lines.append(f"100,000 steps with samples: {hours['plain']:.2f} h plain, {hours['train.py']:.2f} h with train.py\n")

@@ -63,7 +63,7 @@ def name_in_errors(path: Path, instead_of: Path | None = None) -> Iterator[None]
     except (OSError, RuntimeError) as error:
         # torch.save raises a RuntimeError of its own when writing fails.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
-        if isinstance(cause, OSError) and (not cause.filename or Path(cause.filename) == instead_of):
+        if isinstance(cause, OSError) and (not cause.filename or str(cause.filename) == str(instead_of)):
             if cause.errno is None:  # raised by a library
                 raise OSError(f"{path}: {cause}") from error
             raise OSError(cause.errno, cause.strerror, str(path)) from error
