@@ -41,9 +41,11 @@ def exit_on_user_error(interrupted: str = "interrupted") -> Iterator[None]:
         return
     except KeyboardInterrupt:
         message, code = interrupted, 130
-    except (UserError, OSError) as error:
-        message, code = " ".join(str(error).split()), 2
-    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    except OSError as error:
+        message, code = f"{error.filename}: {error.strerror}" if error.filename else str(error), 2
+    except UserError as error:
+        message, code = str(error), 2
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 
 

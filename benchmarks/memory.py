@@ -12,6 +12,7 @@ import bench
 from bench_tables import MEMORY, markdown, table
 
 from cli import int_range
+from progress import tqdm
 
 
 def main() -> None:
@@ -22,7 +23,8 @@ def main() -> None:
     parser.add_argument("--ch", type=int_range(32), default=128, metavar="N", help="channels of the first level")
     args = parser.parse_args()
     rows = []
-    for resolution, batch_size in itertools.product(args.image_resolution, args.batch_size):
+    sizes = [*itertools.product(args.image_resolution, args.batch_size)]
+    for resolution, batch_size in tqdm(sizes, desc="measuring", unit="size", leave=False):
         unet = {"ch": args.ch, "image_resolution": resolution}
         kept, seconds = bench.peak_memory(unet, batch_size)
         recomputed, longer = bench.peak_memory(unet, batch_size, activation_checkpointing=True)

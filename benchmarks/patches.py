@@ -17,6 +17,7 @@ import speed
 from cli import int_range
 from model import DiffusionModule
 from network import PATCH_SIZES, UNet
+from progress import tqdm
 from scheduler import DDPMScheduler
 
 NETWORKS = {  # arguments of UNet, and the batch size
@@ -57,7 +58,8 @@ def main() -> None:
         for p in PATCH_SIZES
     }
     # While this process is small.
-    peaks = {(name, p): bench.peak_memory(unet, NETWORKS[name][1])[0] for (name, p), unet in unets.items()}
+    bar = tqdm(unets.items(), desc="memory", leave=False)
+    peaks = {(name, p): bench.peak_memory(unet, NETWORKS[name][1])[0] for (name, p), unet in bar}
     rows = []
     for name in args.networks:
         batch_size = NETWORKS[name][1]

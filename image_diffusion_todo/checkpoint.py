@@ -152,6 +152,8 @@ def main() -> None:
     parser.add_argument("--half", action="store_true", help="in half precision")
     args = parser.parse_args()
     with exit_on_user_error():
+        if args.out.exists() and args.out.samefile(args.checkpoint):  # the state of training would be lost
+            raise UserError(f"argument --out: {args.out} is the checkpoint itself: choose another file")
         checkpoint = read_checkpoint(args.checkpoint)
         checkpoint.pop("training", None)
         if args.half:

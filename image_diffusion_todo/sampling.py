@@ -180,7 +180,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
         indices = batch + batch[-1:] * (args.batch_size - len(batch)) if compiles else batch
         names = [list(labels)[i % len(labels)] for i in indices] if labels else [None] * len(indices)
         class_label = torch.tensor([labels[name] for name in names]) if labels else None
-        frames = speed.call_compiled(partial(run_chains, indices, class_label, batch == chains), switch)
+        frames = speed.call_compiled(partial(run_chains, indices, class_label, batch == chains), switch, device)
         if batch == chains:
             save_chains(frames[:, : len(chains)], args)
         for i, image, name in zip(batch, tensor_to_pil_image(frames[-1]), names, strict=False):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cli import UserError, note
+from training_state import random_states, restore_random_states
 
 Result = TypeVar("Result")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
@@ -72,16 +73,20 @@ def compile_network(network: nn.Module, cuda_graph: bool = True) -> None:
     network.compile(mode="reduce-overhead" if cuda_graph else "default", dynamic=False)
 
 
-def call_compiled(call: Callable[[], Result], switch: str) -> Result:
+def call_compiled(call: Callable[[], Result], switch: str, device: torch.device) -> Result:
     """Call a function that runs compiled networks; where the compiler fails, call it again without compilation.
+
+    The second call draws the same random numbers as the first.
 
     With the switch "on" that failure is a UserError, with "auto" a note; "off" means that nothing is compiled.
     """
     if switch == "off":
         return call()
+    states = random_states(device)
     try:
         return call()
     except Exception as error:
+        restore_random_states(states, device)
         with torch.compiler.set_stance("force_eager"):
             result = call()  # an error with another cause occurs again
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]

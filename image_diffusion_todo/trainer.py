@@ -116,7 +116,7 @@ class Trainer:
         lr = self.args.learning_rate * min(1.0, (self.step + 1) / max(1, self.args.warmup_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss = speed.call_compiled(lambda: self.compute_gradient(images, labels), self.compile_switch)
+        loss = speed.call_compiled(lambda: self.compute_gradient(images, labels), self.compile_switch, self.device)
         self.pending_losses.append(loss)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -190,7 +190,7 @@ class Trainer:
             chain = self.ema.reverse_process(len(indices), labels, clip_x0=self.args.clip_x0, randn_like=noise)
             return trajectory_frames(stop.interruptible(chain), self.args.num_diffusion_train_timesteps)
 
-        frames = speed.call_compiled(sample, self.compile_switch)
+        frames = speed.call_compiled(sample, self.compile_switch, self.device)
         for i, image in enumerate(tensor_to_pil_image(frames[-1])):
             with atomic_write(self.folder / f"step={self.step}-{i}.png") as file:
                 image.save(file, format="PNG")

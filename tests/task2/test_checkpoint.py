@@ -174,6 +174,11 @@ def test_an_export_holds_the_averaged_weights_alone_and_samples_from_them(progra
     assert run.returncode == 0, run.stderr
 
 
+def test_an_export_over_its_own_checkpoint_is_refused(program, saved):
+    path, before = saved[1], saved[1].read_bytes()
+    assert refused(program("checkpoint.py", path, "--out", path), "--out") and path.read_bytes() == before
+
+
 def test_an_export_of_no_checkpoint_or_to_no_file_is_refused(program, tmp_path):
     (tmp_path / "text.ckpt").write_text("hello")
     assert refused(program("checkpoint.py", "text.ckpt", "--out", "out.ckpt"), "text.ckpt")

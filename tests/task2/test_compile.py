@@ -93,9 +93,10 @@ def failing_compiler(monkeypatch, request):
 
 @pytest.mark.usefixtures("failing_compiler")
 def test_auto_goes_on_without_a_compilation_that_fails(new_trainer, monkeypatch, capsys):
+    _, losses = weights_after(new_trainer("--compile", "off"))
     monkeypatch.setattr(speed, "should_compile", lambda *_: True)
-    _, losses = weights_after(new_trainer())
-    assert len(losses) == 4 and capsys.readouterr().err.count("\n") == 1
+    assert weights_after(new_trainer())[1] == losses  # with the same noise and timesteps
+    assert capsys.readouterr().err.count("\n") == 1
 
     torch.compiler.set_stance("default")
     trainer = new_trainer()
