@@ -9,7 +9,7 @@ PY     := $(VENV)/bin/python
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed  ## both tasks in small: the Swiss roll, then synthetic animal faces (minutes)
+demo: $(VENV)/.installed  ## small versions of both tasks: the Swiss roll, then synthetic animal faces (minutes)
 	$(PY) report/demo.py
 
 cats: $(VENV)/.installed  ## sample 16 cats of 64x64 with the model that comes with the project (a minute)
@@ -17,7 +17,7 @@ cats: $(VENV)/.installed  ## sample 16 cats of 64x64 with the model that comes w
 		--num_samples 16 --sample_method ddim --num_inference_steps 20
 	cd image_diffusion_todo && $(abspath $(PY)) image_grid.py samples/cats64 --out samples/cats64.png --per_row 4
 
-bench: $(VENV)/.installed  ## benchmark training and FID in small (minutes)
+bench: $(VENV)/.installed  ## short benchmarks of training and FID (minutes)
 	$(PY) benchmarks/training.py
 	$(PY) benchmarks/fid.py --dims 192 --real 300 --generated 100
 
@@ -25,7 +25,7 @@ report: $(VENV)/.installed-dev  ## build report/report.pdf and the READMEs' tabl
 	$(PY) report/build.py --author "$(AUTHOR)"
 	$(PY) report/doc_tables.py
 
-submission: $(VENV)/.installed-dev  ## make the zip to hand in: make submission ID=412551014 AUTHOR="..."
+submission: $(VENV)/.installed-dev  ## make the zip of the submission: make submission ID=412551014 AUTHOR="..."
 	@test -n "$(ID)" || { echo 'make submission: the ID is missing: make submission ID=412551014 AUTHOR="..."' >&2; exit 2; }
 	$(MAKE) report
 	$(PY) report/submission.py --id "$(ID)"

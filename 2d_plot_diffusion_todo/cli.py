@@ -1,4 +1,4 @@
-"""Command line: types of arguments that are checked before any work starts, and user errors as one line."""
+"""Shared by the programs: types of arguments, device, errors in one line, files written completely or not at all."""
 
 import argparse
 import math

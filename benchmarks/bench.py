@@ -26,7 +26,8 @@ def make_parser(description: str, turns: int | None = None) -> ArgumentParser:
     """A parser with --json, and with --turns where it has a default."""
     parser = ArgumentParser(description=description)
     if turns:
-        parser.add_argument("--turns", type=int_range(1), default=turns, metavar="N", help="turns of each row")
+        help = "rounds, each of which times every row once"
+        parser.add_argument("--turns", type=int_range(1), default=turns, metavar="N", help=help)
     parser.add_argument("--json", type=writable_file, metavar="FILE", help="also write the results to this file")
     return parser
 
@@ -52,7 +53,7 @@ def seconds_per_call(call: Callable[[], object], calls: int = 1, device: torch.d
 def take_turns(
     rows: Mapping[Any, Callable[[], object]], turns: int, calls: int = 1, device: torch.device = CPU
 ) -> dict[Any, list[float]]:
-    """Seconds per call of each row in each turn. All rows take turns, so that other programs slow all of them."""
+    """Seconds per call of each row in each turn. All rows take turns, so that other load affects all alike."""
     seconds = {name: [] for name in rows}
     for _ in tqdm(range(turns), desc="measuring", unit="turn", leave=False):
         for name, call in rows.items():

@@ -11,7 +11,7 @@ import itertools
 import bench
 from bench_tables import MEMORY, markdown, table
 
-from cli import int_range
+from cli import exit_on_user_error, int_range
 from progress import tqdm
 
 
@@ -22,16 +22,17 @@ def main() -> None:
     parser.add_argument("--image_resolution", default=[64], help="height and width of the images", **several)
     parser.add_argument("--ch", type=int_range(32), default=128, metavar="N", help="channels of the first level")
     args = parser.parse_args()
-    rows = []
-    sizes = [*itertools.product(args.image_resolution, args.batch_size)]
-    for resolution, batch_size in tqdm(sizes, desc="measuring", unit="size", leave=False):
-        unet = {"ch": args.ch, "image_resolution": resolution}
-        kept, seconds = bench.peak_memory(unet, batch_size)
-        recomputed, longer = bench.peak_memory(unet, batch_size, activation_checkpointing=True)
-        row = {"image_resolution": resolution, "batch_size": batch_size, "ch": args.ch}
-        rows.append(row | {"kept_gib": kept, "recomputed_gib": recomputed, "slowdown": longer / seconds})
-    print(markdown(table(rows, MEMORY)))
-    bench.write_json(args.json, rows)
+    with exit_on_user_error():
+        rows = []
+        sizes = [*itertools.product(args.image_resolution, args.batch_size)]
+        for resolution, batch_size in tqdm(sizes, desc="measuring", unit="size", leave=False):
+            unet = {"ch": args.ch, "image_resolution": resolution}
+            kept, seconds = bench.peak_memory(unet, batch_size)
+            recomputed, longer = bench.peak_memory(unet, batch_size, activation_checkpointing=True)
+            row = {"image_resolution": resolution, "batch_size": batch_size, "ch": args.ch}
+            rows.append(row | {"kept_gib": kept, "recomputed_gib": recomputed, "slowdown": longer / seconds})
+        print(markdown(table(rows, MEMORY)))
+        bench.write_json(args.json, rows)
 
 
 if __name__ == "__main__":

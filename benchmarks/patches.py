@@ -14,7 +14,7 @@ import torch
 from bench_tables import PATCHES, markdown, table, with_speedups
 
 import speed
-from cli import int_range
+from cli import exit_on_user_error, int_range
 from model import DiffusionModule
 from network import PATCH_SIZES, UNet
 from progress import tqdm
@@ -52,28 +52,29 @@ def main() -> None:
     size = {"type": int_range(32), "default": 64, "metavar": "N"}
     parser.add_argument("--image_resolution", help="height and width of the images", **size)
     args = parser.parse_args()
-    unets = {
-        (name, p): NETWORKS[name][0] | {"image_resolution": args.image_resolution, "patch_size": p}
-        for name in args.networks
-        for p in PATCH_SIZES
-    }
-    # While this process is small.
-    bar = tqdm(unets.items(), desc="memory", leave=False)
-    peaks = {(name, p): bench.peak_memory(unet, NETWORKS[name][1])[0] for (name, p), unet in bar}
-    rows = []
-    for name in args.networks:
-        batch_size = NETWORKS[name][1]
-        calls = {}
-        for p in PATCH_SIZES:
-            calls["step", p], calls["evaluation", p] = make_calls(unets[name, p], batch_size)
-        bench.take_turns(calls, 1)  # warm-up
-        seconds = bench.medians(bench.take_turns(calls, args.turns))
-        for p in PATCH_SIZES:
-            row = {"network": name, "batch_size": batch_size, "image_resolution": args.image_resolution}
-            row |= {"patch_size": p, "step_seconds": seconds["step", p]}
-            rows.append(row | {"evaluation_seconds": seconds["evaluation", p], "memory_gib": peaks[name, p]})
-    print(markdown(table(with_speedups(rows), PATCHES)))
-    bench.write_json(args.json, rows)
+    with exit_on_user_error():
+        unets = {
+            (name, p): NETWORKS[name][0] | {"image_resolution": args.image_resolution, "patch_size": p}
+            for name in args.networks
+            for p in PATCH_SIZES
+        }
+        # While this process is small.
+        bar = tqdm(unets.items(), desc="memory", leave=False)
+        peaks = {(name, p): bench.peak_memory(unet, NETWORKS[name][1])[0] for (name, p), unet in bar}
+        rows = []
+        for name in args.networks:
+            batch_size = NETWORKS[name][1]
+            calls = {}
+            for p in PATCH_SIZES:
+                calls["step", p], calls["evaluation", p] = make_calls(unets[name, p], batch_size)
+            bench.take_turns(calls, 1)  # warm-up
+            seconds = bench.medians(bench.take_turns(calls, args.turns))
+            for p in PATCH_SIZES:
+                row = {"network": name, "batch_size": batch_size, "image_resolution": args.image_resolution}
+                row |= {"patch_size": p, "step_seconds": seconds["step", p]}
+                rows.append(row | {"evaluation_seconds": seconds["evaluation", p], "memory_gib": peaks[name, p]})
+        print(markdown(table(with_speedups(rows), PATCHES)))
+        bench.write_json(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ writes only the weights to sample from, in half precision: about an eighth of th
     state_dict          the weights to sample from, float32 or float16
     training            only in those of train.py: see `Trainer.save`
 
-A checkpoint may come from a stranger. Reading one runs no code of the file and takes memory in proportion to its size.
-All its values are checked, and so is the checksum of each part.
+A checkpoint may come from an untrusted source. Reading one runs no code of the file and takes memory in proportion to
+its size. All its values are checked, and so is the checksum of each part.
 """
 
 import os
@@ -53,7 +53,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
             if unexpected := archive_globals(file) - TENSOR_GLOBALS:  # torch.load alone takes, say, a huge bytearray
                 raise ValueError(f"names {min(unexpected)}")
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # on foreign bytes the readers fail in many ways, IndexError among them
+        except Exception as error:  # on arbitrary bytes the readers fail in many ways, IndexError among them
             raise UserError(f"{path}: not a checkpoint of this program, or a damaged one") from error
     try:
         check_contents(checkpoint, path.stat().st_size)

@@ -1,4 +1,4 @@
-"""The layout of a data set.
+"""Find the images of a data set by its layout, and split off a validation set.
 
 afhq/                   the data root
     train/cat/*.jpg     one folder per class, in both splits

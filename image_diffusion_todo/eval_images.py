@@ -43,7 +43,7 @@ def make_eval_images(
         crop: take the centre square of each image.
         skip_broken: leave out images that cannot be decoded; otherwise one is a UserError.
 
-    UserError also when `eval/` holds files that are not from here.
+    UserError also when `eval/` holds files that this program did not write.
     """
     folder, settings = root / "eval", (file_format, resolution, crop)
     files = [file for images in list_classes(root, "val").values() for file in images]

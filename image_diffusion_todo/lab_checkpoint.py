@@ -45,7 +45,7 @@ def read_lab_checkpoint(
         state = {name: tensor.detach() for name, tensor in content["state_dict"].items()}
         weights = {n.removeprefix("network."): w for n, w in state.items() if not n.startswith("var_scheduler.")}
         ch = len(weights["head.weight"])
-    except Exception:  # on foreign bytes the readers fail in many ways
+    except Exception:  # on arbitrary bytes the readers fail in many ways
         return None
     if predictor is None:
         raise UserError(f"argument --predictor: required, since {path} does not say what its network predicts")

@@ -203,7 +203,7 @@ class DiffusionModule(nn.Module):
             steps = dpm(x0_and_eps, scheduler, x_T, timesteps)
         elif clip_x0:
             steps = ddpm(lambda x_t, t: x0_and_eps(x_t, t)[0], scheduler, x_T, "x0", randn_like)
-        else:  # without the detour over x_0, which loses digits where alpha-bar is 2e-9
+        else:  # not via x_0, which would lose digits where alpha-bar is 2e-9
             steps = ddpm(predict, scheduler, x_T, self.predictor, randn_like)
         yield x_T
         options = {} if progress else {"disable": True}  # an explicit False would override TQDM_DISABLE

@@ -2,9 +2,9 @@
 
     python sampling.py --ckpt_path results/predictor_noise/beta_linear/11-23-204512/last.ckpt --save_dir samples/linear
 
-The save folder gets 0.png, 1.png, ... and nothing else, since the FID program measures every image in it. The schedule
-and the predictor come from the checkpoint. Image i depends on the seed and on i, not on its batch; after a stop, the
-same command makes the missing images.
+The save folder will hold 0.png, 1.png, ... and nothing else, since the FID program measures every image in it. The
+schedule and the predictor come from the checkpoint. Image i depends on the seed and on i, not on its batch; after a
+stop, the same command makes the missing images.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def class_labels(args: argparse.Namespace, ddpm: DiffusionModule) -> dict[str, i
 
 
 def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
-    """Sample and save the missing images; `cleanup` gets what must be closed."""
+    """Sample and save the missing images; what must be closed is registered with `cleanup`."""
     distributed = Distributed()
     device = distributed.device(args.device, args.gpu)
     check_writable(args.save_dir)

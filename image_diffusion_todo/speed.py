@@ -74,9 +74,8 @@ def compile_network(network: nn.Module, cuda_graph: bool = True) -> None:
 
 
 def call_compiled(call: Callable[[], Result], switch: str, device: torch.device) -> Result:
-    """Call a function that runs compiled networks; where the compiler fails, call it again without compilation.
-
-    The second call draws the same random numbers as the first.
+    """Call a function that runs compiled networks; where the compiler fails, call it again without compilation
+    and with the same random numbers.
 
     With the switch "on" that failure is a UserError, with "auto" a note; "off" means that nothing is compiled.
     """

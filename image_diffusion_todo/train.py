@@ -31,9 +31,10 @@ from speed import AUTO_ON_OFF, PRECISIONS, select_precision, should_compile
 from stopping import StopSignals
 from trainer import Trainer, build_network
 
-# With the same learning rate, device and --accumulate, a resumed run ends bit for bit like an uninterrupted one.
+# With the same learning rate, loss weight, device, --compile and --accumulate, a resumed run ends bit for bit like an
+# uninterrupted one.
 MAY_CHANGE = {"train_num_steps", "learning_rate", "log_interval", "data_root", "device", "gpu"}
-MAY_CHANGE |= {"compile", "activation_checkpointing", "accumulate", "keep_every", "clip_x0", "resume"}
+MAY_CHANGE |= {"compile", "activation_checkpointing", "accumulate", "keep_every", "clip_x0", "loss_weight", "resume"}
 EXIT_INTERRUPTED = 130  # exit code after a requested stop, as shells have it after Ctrl-C
 STOP_CHECK_EVERY = 10  # steps, with several processes, which wait for each other at each check
 
@@ -155,7 +156,7 @@ def read_settings(run: Path) -> dict[str, object]:
 
 
 def train(args: argparse.Namespace, cleanup: ExitStack) -> None:
-    """Start or resume a run. `cleanup` gets what must be closed afterwards; a requested stop exits the program."""
+    """Start or resume a run; a requested stop exits the program. `cleanup` closes what was opened."""
     distributed = Distributed()
     device = distributed.device(args.device, args.gpu)
     args.precision = select_precision(args.precision, device)  # the same when resumed elsewhere

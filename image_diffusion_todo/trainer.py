@@ -167,7 +167,7 @@ class Trainer:
     # Samples, statistics and checkpoints
 
     def save_and_sample(self, stop: StopSignals) -> None:
-        """Write the checkpoint and the samples of this step. Samples that a stop prevents are drawn on resuming."""
+        """Write the checkpoint and the samples of this step. Samples skipped because of a stop are made on resuming."""
         started = time.perf_counter()
         self.save()
         if self.distributed.is_rank_zero:

@@ -26,6 +26,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
         "numpy": (kind, keys.tolist(), *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "mps": torch.mps.get_rng_state() if device.type == "mps" else None,
     }
 
 
@@ -35,3 +36,5 @@ def restore_random_states(states: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
+    if states.get("mps") is not None and device.type == "mps":  # older checkpoints have none
+        torch.mps.set_rng_state(states["mps"])

@@ -26,8 +26,8 @@ from PIL import Image
 
 REPORT = Path(__file__).resolve().parent
 ROOT = REPORT.parent
-TASK1, PROGRAMS = ROOT / "2d_plot_diffusion_todo", ROOT / "image_diffusion_todo"  # Task 1 and Task 2
-sys.path.insert(1, str(PROGRAMS))  # after the folder of the program, or Task 1's
+TASK1, TASK2 = ROOT / "2d_plot_diffusion_todo", ROOT / "image_diffusion_todo"
+sys.path.insert(1, str(TASK2))  # after the folder of the program, or Task 1's
 
 from atomic import atomic_write
 from cli import UserError, writable_folder
@@ -35,9 +35,12 @@ from cli import UserError, writable_folder
 if TYPE_CHECKING:
     from model import DiffusionModule
 
-FORMS = {"direct": "none", "preconditioned": "min-snr"}  # the two parametrizations compared, each with its loss weight
+LOSS_WEIGHT_OF = {
+    "direct": "none",
+    "preconditioned": "min-snr",
+}  # the two parametrizations compared, each with its loss weight
 # The settings of --out.
-OUT = dict(type=writable_folder, default=REPORT, metavar="DIR", help="gets figures/ and tables/ (default: report)")
+OUT = dict(type=writable_folder, default=REPORT, metavar="DIR", help="folder for figures/ and tables/")
 
 WIDTH = 6.3  # inches: the 16 cm of text on a page
 DPI = 175
@@ -54,7 +57,7 @@ plt.rc("svg", hashsalt="ddpm")  # the same drawing gives the same bytes
 
 async def run_program(name: str, *arguments: object, cwd: Path | None = None) -> None:
     """Run one of Task 2's programs; a UserError if it fails. A cancelled one is interrupted as by Ctrl-C, and saves."""
-    command = sys.executable, PROGRAMS / name, *map(str, arguments)
+    command = sys.executable, TASK2 / name, *map(str, arguments)
     # In a session of its own: Ctrl-C in a terminal goes to this process alone, which passes it on once.
     settings = dict(cwd=cwd, stdout=asyncio.subprocess.DEVNULL, start_new_session=True)
     process = await asyncio.create_subprocess_exec(*command, **settings)

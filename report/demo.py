@@ -1,4 +1,4 @@
-"""Both tasks in small, with the commands that anyone would type: the Swiss roll, synthetic faces, and real cats.
+"""Small versions of both tasks, with the commands of a user: the Swiss roll, synthetic faces, and real cats.
 
     python report/demo.py
 
@@ -16,7 +16,7 @@ import common
 from cli import ArgumentParser, exit_on_user_error
 from common import ROOT, TASK1
 
-TASK2 = common.PROGRAMS
+TASK2 = common.TASK2
 DEMO = TASK2 / "results" / "demo"
 DATA = "data/demo"
 

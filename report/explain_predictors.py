@@ -102,7 +102,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--ckpt_path", type=Path, nargs="+", default=[], metavar="FILE", help="trained models to measure")
-    add("--data_root", type=Path, default=common.PROGRAMS / "data/afhq", metavar="DIR", help="their data")
+    add("--data_root", type=Path, default=common.TASK2 / "data/afhq", metavar="DIR", help="their data")
     add("--images", type=int_range(1), default=128, metavar="N", help="validation images of a class")
     add("--out", **common.OUT)
     args = parser.parse_args()

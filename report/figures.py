@@ -32,7 +32,8 @@ import torch
 import common
 import speed
 from cli import ArgumentParser, check_writable, exit_on_user_error, one_line, select_device
-from common import FORMS, WIDTH, draw_strips, plt
+from common import LOSS_WEIGHT_OF, WIDTH, draw_strips, plt
+from data_folder import check_has_data
 from dataset import AFHQDataModule
 from image_grid import contact_sheet, image_grid, trajectory_frames, trajectory_image
 from prediction import to_x0_and_eps
@@ -160,7 +161,7 @@ def draw_samples(runs: Sequence[Run], real: torch.Tensor | None, device: torch.d
 
 
 def read_real_images(data_root: Path, resolution: int) -> torch.Tensor:
-    """Up to 500 validation images [N, 3, R, R] in [-1, 1]."""
+    """Up to 500 validation images of each class [N, 3, R, R] in [-1, 1]."""
     data = AFHQDataModule(data_root, max_num_images_per_cat=500, image_resolution=resolution)
     return torch.stack([image for image, _ in data.val_ds])
 
@@ -177,7 +178,7 @@ def comparable_runs(figure: str, keys: Sequence[Key], runs: dict[Key, Run]) -> l
     for name in SHARED:
         if len({run.config[name] for run in found}) > 1:
             values = ", ".join(f"{run.config[name]} in {run.folder}" for run in found)
-            print(one_line(f"left out: {figure}: {name} is {values}"))
+            print(one_line(f"skipped: {figure}: {name} is {values}"))
             return []
     if len({run.step for run in found}) > 1:
         print(f"note: the runs of {figure} differ in steps: {', '.join(str(run.step) for run in found)}")
@@ -187,10 +188,10 @@ def comparable_runs(figure: str, keys: Sequence[Key], runs: dict[Key, Run]) -> l
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
-    results = common.PROGRAMS / "results"
+    results = common.TASK2 / "results"
     add("--runs", type=Path, nargs="+", metavar="DIR", help="where runs are (default: image_diffusion_todo/results)")
     add("--fid", type=Path, nargs="+", default=[], metavar="FILE", help="what fid/measure_fid.py --json wrote")
-    what = "gets figures/ and tables/ (default: report)"
+    what = "folder for figures/ and tables/ (default: report)"
     add("--out", type=Path, default=common.REPORT, metavar="DIR", help=what)
     add("--predictor", choices=PREDICTORS, default="noise", help="of the trajectories")
     add("--roll", type=Path, metavar="DIR", help="results of Task 1, to be copied")
@@ -198,8 +199,10 @@ def main() -> None:
     add("--data_root", type=Path, metavar="DIR", help="the runs' data, to show real images beside the samples")
     add("--device", type=select_device, default="auto", metavar="NAME", help="auto, cpu, cuda, mps")
     args = parser.parse_args()
-    with exit_on_user_error(interrupted="stopped; the files named above are whole"):
+    with exit_on_user_error(interrupted="stopped; the files named above are complete"):
         check_writable(args.out)
+        if args.data_root:
+            check_has_data(args.data_root)
         make_all(args, args.runs or [results] * results.is_dir())
 
 
@@ -208,7 +211,7 @@ def make_all(args: Namespace, places: Sequence[Path]) -> None:
     distances, found = read_distances(args.fid), find_runs(places)
     runs = choose_runs(found)
     for key, run in runs.items():
-        print(f"taken: {flags_of(key)}: {one_line(str(run.folder))}, step {run.step}")
+        print(f"using: {flags_of(key)}: {one_line(str(run.folder))}, step {run.step}")
     written = set()
 
     def write(product: str, content: common.Content) -> None:
@@ -228,10 +231,11 @@ def make_all(args: Namespace, places: Sequence[Path]) -> None:
         write("tables/best.csv", [{"key": key, "value": value} for key, value in best.items()])
         write("figures/best_samples.png", contact_sheet(folder, 64, per_row=8))
 
-    def keys(predictors: Sequence[str], modes: Sequence[str], form: str) -> list[Key]:
-        return [(mode, predictor, form, FORMS[form]) for predictor in predictors for mode in modes]
+    def keys(predictors: Sequence[str], modes: Sequence[str], parametrization: str) -> list[Key]:
+        form = parametrization, LOSS_WEIGHT_OF[parametrization]
+        return [(mode, predictor, *form) for predictor in predictors for mode in modes]
 
-    direct, preconditioned = (keys([args.predictor], MODES, form) for form in FORMS)
+    direct, preconditioned = (keys([args.predictor], MODES, name) for name in LOSS_WEIGHT_OF)
     samples = keys(PREDICTORS, [args.mode], "direct")
     samples += [key for key in keys(PREDICTORS, [args.mode], "preconditioned") if key in runs]
     real = None
@@ -251,7 +255,7 @@ def make_all(args: Namespace, places: Sequence[Path]) -> None:
     text = (common.REPORT / "report.typ").read_text(encoding="utf-8")
     for product in sorted(set(re.findall(r'"((?:figures|tables)/[^"]+)"', text)) - written):
         if (args.out / product).exists():
-            print(f"old: {args.out / product}, which the report shows, is not from these runs")
+            print(f"stale: {args.out / product}, which the report shows, is not from these runs")
 
 
 if __name__ == "__main__":

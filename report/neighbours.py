@@ -81,7 +81,7 @@ def main() -> None:
             size = image.width
         folders = args.samples, split_dir(root, "train"), split_dir(root, "val")
         images = [read_images(folder, size) for folder in folders]
-        features = [features_of(some, network) for some in images]
+        features = [features_of(image_set, network) for image_set in images]
         table, found = [], {}
         for name, find, values in [("pixels", nearest_or_mirrored, images), ("features", nearest, features)]:
             samples, training, validation = values
@@ -94,7 +94,7 @@ def main() -> None:
         shown = found["features"][0].argsort()[: args.show]
         rows = {"sample": samples[shown]}
         rows |= {f"by {name}": training[indices[shown]] for name, (_, indices) in found.items()}
-        strips = {name: image_grid(some / 127.5 - 1, len(shown)) for name, some in rows.items()}
+        strips = {name: image_grid(row / 127.5 - 1, len(shown)) for name, row in rows.items()}
         common.write(args.out / "figures/neighbours.png", common.draw_strips(strips))
 
 

@@ -82,7 +82,7 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
             runs.append(read_run(folder))
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            tqdm.write(one_line(f"left out: {folder}: {reason}"))
+            tqdm.write(one_line(f"skipped: {folder}: {reason}"))
     return runs
 
 
@@ -96,7 +96,7 @@ def choose_runs(runs: Iterable[Run]) -> dict[Key, Run]:
     chosen = {}
     for run in sorted(runs, key=rank):
         if run.config["use_cfg"]:
-            print(one_line(f"left out: {run.folder}: trained with --use_cfg, which the figures do not show"))
+            print(one_line(f"skipped: {run.folder}: trained with --use_cfg, which the figures do not show"))
         else:
             chosen[run.key] = run
     order = itertools.product(PARAMETRIZATIONS, LOSS_WEIGHTS, PREDICTORS, MODES)
@@ -141,17 +141,21 @@ def settings_of(folder: Path, count: int) -> dict[str, Any]:
 def best_of(results: Sequence[dict[str, Any]], runs: Iterable[Run]) -> tuple[dict[str, object], Path]:
     """All that is known about the lowest distance, and the folder of its samples; UserError if these are not found.
 
-    Samples name the hash of their model, and the run is the one whose checkpoint has this hash.
+    Samples name the hash of their model, and the run is the one whose checkpoint has this hash, or whose half-precision
+    export has it.
     """
     result = min(results, key=lambda result: result["distance"])
     measured = Path(result["gen_dir"])
-    folder = next((folder for folder in (measured, common.PROGRAMS / measured) if folder.is_dir()), None)
+    folder = next((folder for folder in (measured, common.TASK2 / measured) if folder.is_dir()), None)
     if folder is None:
         raise UserError(f"argument --fid: the samples of the lowest distance are no longer in {measured}")
     settings = settings_of(folder, result["gen_images"])
     candidates = itertools.product(tqdm(runs, desc="looking for the best model", leave=False), ("ema", "last"))
     for run, weights in candidates:
-        if model_hash(common.load_model(run.folder / "last.ckpt", weights)) == settings["model"]:
+        ddpm = common.load_model(run.folder / "last.ckpt", weights)
+        hashes = [model_hash(ddpm)]
+        ddpm.network.half().float()  # as `checkpoint.py --half` rounds
+        if settings["model"] in (*hashes, model_hash(ddpm)):
             return _best_row(result, settings, run, weights), folder
     raise UserError(
         f"argument --runs: no run there has the model {settings['model']} of {folder}; "

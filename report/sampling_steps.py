@@ -82,7 +82,7 @@ def main() -> None:
     add = parser.add_argument
     add("--ckpt_path", type=Path, required=True, metavar="FILE", help="a trained model")
     add("--data_root", type=Path, required=True, metavar="DIR", help="its data")
-    add("--save_dir", type=Path, required=True, metavar="DIR", help="gets a folder of samples for each row")
+    add("--save_dir", type=Path, required=True, metavar="DIR", help="parent folder of the samples of each row")
     add("--out", type=writable_file, required=True, metavar="FILE", help="the table")
     what = "NFE of the solvers, ignored beyond the model's T"
     add("--steps", type=int_range(1), nargs="+", default=[20, 50, 100, 250, 1000], metavar="N", help=what)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import common
 from cli import ArgumentParser, UserError, exit_on_user_error, float_range, int_range, select_device, writable_file
-from common import FORMS, ResultTable, run_program
+from common import LOSS_WEIGHT_OF, ResultTable, run_program
 from fid.inception import PytorchFidInception
 from scheduler import MODES, PREDICTORS
 from speed import PRECISIONS, select_precision
@@ -40,8 +40,11 @@ KEY = (*TRAINING, "steps", "images", "sampling", "clip_x0")
 def combinations(args: argparse.Namespace, precision: str) -> list[dict[str, str]]:
     """The settings of the rows that the table should have."""
     budget = args.train_num_steps, args.num_samples, args.sampling, args.clip_x0
-    product = itertools.product(args.forms, args.predictors, args.modes, args.seeds)
-    rows = [(mode, predictor, form, FORMS[form], precision, seed, *budget) for form, predictor, mode, seed in product]
+    product = itertools.product(args.parametrizations, args.predictors, args.modes, args.seeds)
+    rows = [
+        (mode, predictor, name, LOSS_WEIGHT_OF[name], precision, seed, *budget)
+        for name, predictor, mode, seed in product
+    ]
     return [dict(zip(KEY, map(str, row), strict=True)) for row in rows]
 
 
@@ -102,7 +105,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--data_root", type=Path, required=True, metavar="DIR", help="images, with eval/ at the size of the model")
-    add("--work_dir", type=Path, required=True, metavar="DIR", help="gets runs and samples")
+    add("--work_dir", type=Path, required=True, metavar="DIR", help="folder for runs and samples")
     add("--out", type=writable_file, metavar="FILE", help="table to extend (default: study.csv in --work_dir)")
     add("--flags", default=SMALL, metavar="TEXT", help="train.py flags of all runs (default: a network for a CPU)")
     add("--train_num_steps", type=int_range(1), default=3000, metavar="N", help="of each run")
@@ -113,7 +116,13 @@ def main() -> None:
     add("--seeds", type=int_range(0), nargs="+", default=[63], metavar="N", help="training seeds")
     add("--modes", choices=MODES, nargs="+", default=MODES, help="schedules (default: all)")
     add("--predictors", choices=PREDICTORS, nargs="+", default=PREDICTORS, help="predictors (default: all)")
-    add("--forms", choices=FORMS, nargs="+", default=[*FORMS], help="parametrizations (default: both)")
+    add(
+        "--parametrizations",
+        choices=LOSS_WEIGHT_OF,
+        nargs="+",
+        default=[*LOSS_WEIGHT_OF],
+        help="parametrizations (default: both)",
+    )
     add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 or fp16 where it is fast")
     add("--minutes", type=float_range(0, 1e4), default=1e4, metavar="M", help="when to stop (default: when done)")
     args = parser.parse_args()

@@ -1,11 +1,12 @@
-"""Make or check what is handed in: {ID}_lab1.zip with report.pdf and the two task folders.
+"""Make or check the submission: {ID}_lab1.zip with report.pdf and the two task folders.
 
     python report/submission.py --id 412551014
     python report/submission.py --check 412551014_lab1.zip
 
-All files must be source: weights, data and pictures are refused under any name. Left out are data/, results/, samples/,
-venv/, caches, hidden files and the weights that come with the lab's skeleton. The programs of a new zip are run once,
-in a temporary folder, before it replaces an older one. --check lists every fault of a zip made by hand.
+All files must be source: weights, data and pictures are rejected, whatever the file is called. Left out are data/,
+results/, samples/, venv/, caches, hidden files and the weights that come with the lab's skeleton. The programs of a new
+zip are run once, in a temporary folder, before it replaces an older one. --check lists every fault of a zip made by
+hand.
 """
 
 import io
@@ -107,12 +108,12 @@ def check(members: list[Member]) -> tuple[dict[str, bytes], dict[str, str]]:
         ((place, _),) = Counter("/".join(member.name.split("/")[:2]) for member in members).most_common(1)
         return {}, {place: f"holds most of {len(members)} files, more than {MAX_FILES} in all"}
     if wrappers := {name.split("/")[0] for name, *_ in members if name.partition("/")[2] in REQUIRED[1:]}:
-        return {}, {name: "wraps what is handed in: make the zip from its contents" for name in wrappers}
+        return {}, {name: "is an extra top-level folder: zip its contents instead" for name in wrappers}
     contents, faults = {}, {}
     for member in members:
         try:
             if part := left_out(member.name):
-                faults[part] = "is not handed in: take it out"
+                faults[part] = "does not belong in a submission: remove it"
                 continue
             check_place(member)
             contents[member.name] = read_source(member)
@@ -123,7 +124,7 @@ def check(members: list[Member]) -> tuple[dict[str, bytes], dict[str, str]]:
 
 
 def check_place(member: Member) -> None:
-    """Refuse a place where nothing is handed in, or something else is."""
+    """Reject paths at which a submission has nothing, or something else."""
     name, parts = member.name, member.name.split("/")
     if {"", ".", ".."} & set(parts) or re.search(r"[\\:]", name) or not name.isprintable():
         raise UserError("is a path outside the zip, or not portable")
@@ -183,7 +184,7 @@ def run_programs(content: bytes, root: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(modules), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     settings = dict(env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=SMOKE_SECONDS)
     with tempfile.TemporaryDirectory(prefix="lab1-") as temporary:
-        place = Path(temporary) / "handed in"  # a grader's path may have blanks
+        place = Path(temporary) / "a submission"  # a grader's path may have blanks
         zipfile.ZipFile(io.BytesIO(content)).extractall(place)
         for i, (name, command, result) in enumerate(SMOKE, start=1):
             print(f"{i}/{len(SMOKE)}: {name}$ python {command}", flush=True)
@@ -222,7 +223,7 @@ def main() -> None:
             content = io.BytesIO(target.read_bytes())
             try:
                 members = [*zip_members(zipfile.ZipFile(content))]
-            except Exception:  # foreign bytes make it raise many kinds
+            except Exception:  # on arbitrary bytes it fails in many ways
                 raise UserError(f"{target} is not a zip file, or is truncated") from None
         else:
             members = [member for folder in FILES for member in folder_members(args.root / folder)]

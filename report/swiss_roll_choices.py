@@ -40,8 +40,8 @@ CHOICES = {
     "time": "`TimeLinear` in every layer",
     "silu": "SiLU instead of ReLU",
     "decay": "learning rate falls to 0 (half a cosine)",
-    "wide": "first layer bends over the whole cloud",
-    "power": "small t more often (t = T u^1.5)",
+    "wide": "wider first layer (weights x2 and biases x4)",
+    "power": "small t drawn more often (t = T u^1.5)",
     "gates": "time factors of the layers start near 1",
 }
 # Each variant by its name in the table: the choices left out, and what is added ("+...").
@@ -49,7 +49,7 @@ PLAIN = "plain: time in the first layer only, ReLU, constant learning rate, t un
 CUMULATIVE = {PLAIN: list(CHOICES)} | {f"+ {text}": list(CHOICES)[i + 1 :] for i, text in enumerate(CHOICES.values())}
 LEFT_OUT = {f"without: {text}": [name] for name, text in CHOICES.items() if name != "gates"}
 REJECTED = {
-    "small t still more often (t = T u^2)": ["gates", "+u2"],
+    "small t drawn still more often (t = T u^2)": ["gates", "+u2"],
     "u spread evenly over each batch": ["gates", "+spread"],
     "average of the weights (EMA, decay 0.999)": ["gates", "+ema"],
     "DDIM, 50 steps": ["gates", "+ddim"],

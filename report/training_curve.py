@@ -16,11 +16,11 @@ from pathlib import Path
 import common
 from cli import ArgumentParser, UserError, exit_on_user_error, int_range
 from common import ResultTable, plt
-from fid.inception import WIDTHS
 from image_grid import contact_sheet
-from samplers import METHODS
 from sampling import model_hash
 
+METHOD, NFE, DIMS = "ddim", 20, 768  # of sampling.py and measure_fid.py
+SHOWN = 8  # samples in the figure
 KEY = ("steps", "model", "sample_method", "num_inference_steps", "images", "dims")
 
 
@@ -39,7 +39,7 @@ def draw_curve(rows: list[dict[str, str]]) -> plt.Figure:
     fig, ax = plt.subplots(figsize=(common.WIDTH / 2, 2.1), layout="constrained")
     distances = [float(row["distance"]) for row in rows]
     ax.plot([int(row["steps"]) for row in rows], distances, "o-k", markersize=3)
-    ax.set(xlabel="training steps", ylabel=f"FID-{rows[0]['dims']}", xlim=(0, None), ylim=(0, 1.1 * max(distances)))
+    ax.set(xlabel="training steps", ylabel=f"FID-{DIMS}", xlim=(0, None), ylim=(0, 1.1 * max(distances)))
     ax.locator_params(axis="x", nbins=4)
     ax.grid()
     return fig
@@ -50,33 +50,27 @@ def main() -> None:
     add = parser.add_argument
     add("--run", type=Path, required=True, metavar="DIR", help="a folder of train.py")
     add("--data_root", type=Path, required=True, metavar="DIR", help="its data")
-    add("--save_dir", type=Path, required=True, metavar="DIR", help="gets a folder of samples for each checkpoint")
+    add("--save_dir", type=Path, required=True, metavar="DIR", help="parent folder of the samples of each checkpoint")
     add("--out", **common.OUT)
     add("--steps", type=int_range(1), nargs="+", metavar="N", help="which step=N.ckpt (default: all)")
     add("--num_samples", type=int_range(2), default=500, metavar="N", help="of each checkpoint")
-    add("--sample_method", choices=METHODS, default="ddim", help="sampler")
-    add("--num_inference_steps", type=int_range(1), default=20, metavar="N", help="of the sampler")
-    add("--dims", type=int, choices=WIDTHS, default=768, help="features of pytorch-fid's Inception")
-    add("--show", type=int_range(1), default=8, metavar="N", help="samples in the figure")
     args = parser.parse_args()
     with exit_on_user_error(interrupted="stopped; the same command resumes"):
         checkpoints, real = find_checkpoints(args.run, args.steps), common.find_eval_images(args.data_root)
         file = args.out / "tables/training_curve.csv"
         table = ResultTable(file, KEY, ["distance"], order=lambda row: int(row["steps"]))
-        sampling = ["--num_samples", args.num_samples, "--sample_method", args.sample_method]
-        sampling += ["--num_inference_steps", args.num_inference_steps]
+        sampling = ["--num_samples", args.num_samples, "--sample_method", METHOD, "--num_inference_steps", NFE]
         rows, strips = [], {}
         for step, path in checkpoints.items():
             model, folder = model_hash(common.load_model(path)), (args.save_dir / f"step={step}").resolve()
-            key = step, model, args.sample_method, args.num_inference_steps, args.num_samples, args.dims
+            key = step, model, METHOD, NFE, args.num_samples, DIMS
             row = table.find(*key)
             if row is None:
-                measuring = ["--dims", args.dims]
-                result = asyncio.run(common.sample_and_measure(path, real, folder, sampling, measuring))
+                result = asyncio.run(common.sample_and_measure(path, real, folder, sampling, ["--dims", DIMS]))
                 row = table.add(*key, f"{result['distance']:.4f}")
             rows.append(row)
             if folder.exists():
-                strips[f"{step:,}"] = contact_sheet(folder, args.show, per_row=args.show)
+                strips[f"{step:,}"] = contact_sheet(folder, SHOWN, per_row=SHOWN)
         common.write(args.out / "figures/training_curve.svg", draw_curve(rows))
         if strips:
             common.write(args.out / "figures/training_samples.png", common.draw_strips(strips))

@@ -12,6 +12,7 @@ import torch
 import train
 from conftest import ROOT, SMALL_FLAGS
 from dataset import AFHQDataModule
+from oracles import refused
 
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -133,6 +134,12 @@ def test_memory_sees_that_activations_are_recomputed(tmp_path, monkeypatch):
     (row,) = run_alone("memory", "--ch", "32", "--batch_size", "32")
     assert (row["image_resolution"], row["batch_size"]) == (32, 32)
     assert 0 < row["recomputed_gib"] < 0.75 * row["kept_gib"]
+
+
+@pytest.mark.parametrize(("name", "flags"), [("memory", ["--ch", 33]), ("patches", ["--image_resolution", 36])])
+def test_sizes_that_do_not_fit_end_in_one_line(program, monkeypatch, name, flags):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert refused(program(BENCHMARKS / f"{name}.py", *flags), flags[0].removeprefix("--"))
 
 
 @pytest.mark.slow

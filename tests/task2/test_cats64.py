@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from checkpoint import read_checkpoint
+from model import DiffusionModule
+from sampling import model_hash
 from spectrum import log_spectrum, read_grey
 
 REPORT = Path(__file__).parents[2] / "report"
@@ -37,6 +39,14 @@ def test_it_is_small_and_holds_no_more_than_the_averaged_weights():
     assert "training" not in checkpoint and checkpoint["network"]["patch_size"] == 2
     stored = torch.load(MODEL, weights_only=True)["state_dict"]
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+
+
+def test_the_distances_of_the_table_are_its_own():
+    with (REPORT / "tables/cats64_sampling.csv").open(newline="") as file:
+        models = {row["model"] for row in csv.DictReader(file)}
+    ddpm = DiffusionModule(None, None)
+    ddpm.load(MODEL)
+    assert models == {model_hash(ddpm)}
 
 
 def test_the_spectrum_of_white_noise_is_flat():

@@ -164,7 +164,7 @@ def test_runs_that_cannot_be_compared_are_not_shown_together(program, tmp_path):
     run = program(FIGURES, "--runs", "a", "b", "--out", "out")
     assert run.returncode == 0, run.stderr
     for product in (TRAJECTORIES, COLOUR):
-        (line,) = (line for line in run.stdout.splitlines() if line.startswith(f"left out: {product}"))
+        (line,) = (line for line in run.stdout.splitlines() if line.startswith(f"skipped: {product}"))
         assert "image_resolution" in line and "8 in a/" in line and "16 in b/" in line
     assert made(tmp_path / "out") == {"figures/schedules.svg", SAMPLES, "tables/runs.csv"}  # samples of one run
 
@@ -234,6 +234,7 @@ def test_the_best_distance_comes_with_the_run_behind_its_samples(program, all_ru
         (["--fid", "nowhere.json"], "nowhere.json"),
         (["--fid", "file"], "argument --fid: file"),
         (["--roll", "nowhere"], "nowhere/swiss_roll.json"),
+        (["--data_root", "nowhere"], "argument --data_root: nowhere"),
     ],
 )
 def test_bad_arguments_end_in_one_line_and_leave_nothing(program, tmp_path, arguments, words):
@@ -255,4 +256,4 @@ def test_results_of_task_1_are_copied_and_files_of_other_runs_are_named(program,
     for name in names:
         folder = "tables" if name.endswith("json") else "figures"
         assert (tmp_path / "out" / folder / name).read_text() == f"{name} of this run"
-    assert re.findall(r"^old: (\S+),", run.stdout, re.MULTILINE) == ["out/tables/study.csv"]
+    assert re.findall(r"^stale: (\S+),", run.stdout, re.MULTILINE) == ["out/tables/study.csv"]

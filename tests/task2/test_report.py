@@ -72,7 +72,7 @@ def stand_ins(tmp_path, monkeypatch):
         (folder / name).write_text(STAND_IN)
     (folder / "behaviour").write_text("work")
     monkeypatch.setenv("STAND_INS", str(folder))
-    monkeypatch.setattr(common, "PROGRAMS", folder)
+    monkeypatch.setattr(common, "TASK2", folder)
     monkeypatch.setattr(common, "find_eval_images", lambda data_root: data_root / "eval")
     monkeypatch.setattr(study, "PytorchFidInception", lambda dims: None)
     monkeypatch.chdir(tmp_path)
@@ -114,7 +114,9 @@ def test_a_study_resumes_after_its_time_is_over_and_does_nothing_twice(stand_ins
     (stand_ins / "behaviour").write_text("work")
     call(study, *STUDY, *FEW)
     rows = common.read_table(tmp_path / "w/study.csv")
-    expected = [(predictor, form, study.SAMPLING, "True") for form in common.FORMS for predictor in ("x0", "mean")]
+    expected = [
+        (predictor, form, study.SAMPLING, "True") for form in common.LOSS_WEIGHT_OF for predictor in ("x0", "mean")
+    ]
     columns = "predictor", "parametrization", "sampling", "clip_x0"
     assert [tuple(row[name] for name in columns) for row in rows] == expected
     trained = calls(stand_ins, "train.py")
@@ -161,7 +163,7 @@ def test_ctrl_c_interrupts_each_run_of_a_study_once(stand_ins, call, tmp_path):
 
 
 def test_another_study_needs_another_folder(stand_ins, call):
-    flags = [*STUDY, "--modes", "quad", "--predictors", "x0", "--forms", "direct"]
+    flags = [*STUDY, "--modes", "quad", "--predictors", "x0", "--parametrizations", "direct"]
     assert call(study, *flags, "--flags=--ch 64") is None
     for other, flag in [([], "--flags"), (["--flags=--ch 64", "--data_root", "others"], "--data_root")]:
         line = call(study, *flags, *other)

@@ -237,9 +237,10 @@ def test_training_that_diverges_stops_keeps_the_checkpoint_and_tells_how_to_resu
     assert refused(run, words) and refused(run, resume)
     assert step_of(folder) == 20 and len(list(folder.glob("*.ckpt"))) == 1
     before_step(0, None)
-    run = program("train.py", *shlex.split(resume), "--train_num_steps", 30)
+    run = program("train.py", *shlex.split(resume), "--loss_weight", "min-snr", "--train_num_steps", 30)
     assert run.returncode == 0, run.stderr
-    assert json.loads((folder / "config.json").read_text())["learning_rate"] == 0.0001
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["learning_rate"], config["loss_weight"]) == (0.0001, "min-snr")
 
 
 def test_a_run_continues_in_another_memory_format(new_trainer, monkeypatch):

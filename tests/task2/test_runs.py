@@ -35,13 +35,13 @@ def test_the_longest_and_then_the_newest_run_without_labels_is_taken(tmp_path, c
         (lambda run: (run / "stats.csv").write_text("step,loss\n50,none\n"), "'none'"),
     ],
 )
-def test_damaged_and_unfinished_runs_are_named_and_left_out(tmp_path, capsys, damage, reason):
+def test_damaged_and_unfinished_runs_are_named_and_skipped(tmp_path, capsys, damage, reason):
     damage(make_run(tmp_path, "linear", "noise", "damaged"))
     whole = make_run(tmp_path, "linear", "noise", "whole")
     (run,) = runs.find_runs([tmp_path])
     assert run.folder == whole and run.key == ("linear", "noise", "direct", "none")
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"left out: {tmp_path}/predictor_noise/beta_linear/damaged: ") and reason in line
+    assert line.startswith(f"skipped: {tmp_path}/predictor_noise/beta_linear/damaged: ") and reason in line
 
 
 def test_the_samples_and_the_run_of_a_distance_must_be_found(program, tmp_path):
@@ -54,6 +54,9 @@ def test_the_samples_and_the_run_of_a_distance_must_be_found(program, tmp_path):
     assert (best["predictor"], best["averaged_weights"], place) == ("noise", True, Path("noise"))
     with pytest.raises(runs.UserError, match="--runs"):
         runs.best_of(distances, [])
+    assert program("checkpoint.py", folder / "last.ckpt", "--out", "half.ckpt", "--half").returncode == 0
+    assert program("sampling.py", "--ckpt_path", "half.ckpt", "--save_dir", "half", *flags[4:]).returncode == 0
+    assert runs.best_of(runs.read_distances([measured(tmp_path / "b.json", "half", 12.5)]), found)[0] == best
     (place / "3.png").write_bytes((place / "0.png").read_bytes())
     with pytest.raises(runs.UserError, match="noise does not hold the 3 images"):
         runs.best_of(distances, found)

@@ -1,4 +1,4 @@
-"""report/submission.py: what is handed in, what is refused, and that the zip runs where it is unpacked.
+"""report/submission.py: what belongs to a submission, what is refused, and that the zip runs where it is unpacked.
 
 Most tests work on a small project whose programs are a line each; two run the real one.
 """
