@@ -291,7 +291,7 @@ def main() -> None:
     n, state = args.image_resolution, "made now" if is_new else "up to date"
     print(f"{root / 'eval'}: {len(made.names)} {synthetic}images of {n}x{n}, {state}")
     if made.skipped:
-        print(f"{len(made.skipped)} broken images are left out:", *map(one_line, made.skipped), sep="\n    ")
+        print(f"{len(made.skipped)} broken images skipped:", *map(one_line, made.skipped), sep="\n    ")
     if synthetic and not args.synthetic:
         print(f"These faces are synthetic. For AFHQ, remove {root} and run this program again")
 

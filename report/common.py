@@ -35,10 +35,8 @@ from cli import UserError, writable_folder
 if TYPE_CHECKING:
     from model import DiffusionModule
 
-LOSS_WEIGHT_OF = {
-    "direct": "none",
-    "preconditioned": "min-snr",
-}  # the two parametrizations compared, each with its loss weight
+# The two parametrizations that are compared.
+LOSS_WEIGHT_OF = {"direct": "none", "preconditioned": "min-snr"}
 # The settings of --out.
 OUT = dict(type=writable_folder, default=REPORT, metavar="DIR", help="folder for figures/ and tables/")
 

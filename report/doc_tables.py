@@ -69,6 +69,10 @@ def results() -> Rows:
     seeds = [float(row["chamfer"]) for row in read("swiss_roll_seeds")]
     best = {row["key"]: row["value"] for row in read("best")}
     bounds = {row["sample_method"]: row for row in read("cats64_sampling") if row["images"] == best["samples"]}
+    if missing := {"real images", "plain noise"} - bounds.keys():
+        raise UserError(
+            f"tables/cats64_sampling.csv has no {min(missing)} for {best['samples']} samples, as in best.csv"
+        )
     real, noise = (float(bounds[name]["distance"]) for name in ("real images", "plain noise"))
     lab, clipped, preconditioned = map(extremes, zip(*study(), strict=True))
     small, full = (1 / load(name)["results"][0]["table"][-1]["times_plain"] for name in ("speed_cpu", "speed_cpu_full"))

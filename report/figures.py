@@ -3,7 +3,7 @@
     python report/figures.py
     python report/figures.py --runs DIR [more ...] --fid FILE.json [more ...] --roll DIR --out DIR
 
-The runs are all that are somewhere below the folders of --runs. `--out` gets
+The runs are all that are somewhere below the folders of --runs. `--out` will hold
 
     figures/schedules.svg                     beta, alpha-bar and log-SNR of the three schedules; needs no run
     figures/trajectories.png                  from the same noise to an image under each schedule, not clipped

@@ -3,7 +3,7 @@
     python report/study.py --data_root DIR --work_dir DIR --minutes 60
     python report/study.py --data_root DIR --work_dir DIR --flags "--ch 64" --train_num_steps 20000
 
-The baseline is trained directly with the plain loss; the other form is preconditioned and weights the loss by
+The baseline is trained directly with the plain loss. The other parametrization is preconditioned, with loss weights
 min(SNR, 5). All runs share budget, network and seed (--seeds names several). The result is the FID-768 of 500 samples
 against the validation images in DIR/eval, which must have the model's size (`dataset.py --image_resolution`).
 `--sampling` and `--no-clip_x0` say how the samples are drawn; with other values, the same runs are sampled again.

@@ -208,7 +208,7 @@ def main() -> None:
     what.add_argument("--id", metavar="ID", help="make ID_lab1.zip")
     what.add_argument("--check", type=Path, metavar="FILE", help="list every fault of a zip instead of making one")
     add = parser.add_argument
-    add("--out_dir", type=writable_folder, metavar="DIR", help="gets the zip (default: the project)")
+    add("--out_dir", type=writable_folder, metavar="DIR", help="folder for the zip (default: the project)")
     add("--report", type=Path, metavar="FILE", help="the report (default: report/report.pdf of the project)")
     add("--root", type=Path, default=common.ROOT, metavar="DIR", help="the project (default: that of this program)")
     add("--smoke", choices=("on", "off"), help="run the zip's programs once (default: on, with --check off)")

@@ -40,7 +40,7 @@ CHOICES = {
     "time": "`TimeLinear` in every layer",
     "silu": "SiLU instead of ReLU",
     "decay": "learning rate falls to 0 (half a cosine)",
-    "wide": "wider first layer (weights x2 and biases x4)",
+    "wide": "larger initial values in the first layer",
     "power": "small t drawn more often (t = T u^1.5)",
     "gates": "time factors of the layers start near 1",
 }

@@ -85,6 +85,18 @@ def test_every_source_file_and_function_that_it_names_is_there(root, document):
             assert re.search(rf'(def|class) {name}\b|"{name}"', code), name
 
 
+def test_a_best_distance_without_its_bounds_is_named(load_report, monkeypatch):
+    doc_tables = load_report("doc_tables")
+    read = doc_tables.read
+
+    def with_other_number(name):
+        return [row | {"value": "1000"} if row.get("key") == "samples" else row for row in read(name)]
+
+    monkeypatch.setattr(doc_tables, "read", with_other_number)
+    with pytest.raises(doc_tables.UserError, match="1000 samples"):
+        doc_tables.results()
+
+
 def test_its_tables_are_those_that_doc_tables_makes(document, load_report):
     text = document.read_text(encoding="utf-8")
     assert "<!-- table" in text and load_report("doc_tables").filled(text) == text, "run report/doc_tables.py"
