@@ -13,8 +13,9 @@ demo: $(VENV)/.installed  ## small versions of both tasks: the Swiss roll, then 
 	$(PY) report/demo.py
 
 cats: $(VENV)/.installed  ## sample 16 cats of 64x64 with the model that comes with the project (a minute)
+	rm -rf image_diffusion_todo/samples/cats64
 	cd image_diffusion_todo && $(abspath $(PY)) sampling.py --ckpt_path ../report/models/cats64.ckpt --save_dir samples/cats64 \
-		--num_samples 16 --sample_method ddim --num_inference_steps 20
+		--num_samples 16 --sample_method dpm --last_timestep 75
 	cd image_diffusion_todo && $(abspath $(PY)) image_grid.py samples/cats64 --out samples/cats64.png --per_row 4
 
 bench: $(VENV)/.installed  ## short benchmarks of training and FID (minutes)

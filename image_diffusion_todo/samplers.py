@@ -97,15 +97,20 @@ def half_log_snr(scheduler: DDPMScheduler, t: int) -> float:
 
 
 def sampling_timesteps(
-    scheduler: DDPMScheduler, sample_method: str = "ddpm", num_inference_steps: int | None = None, eta: float = 0.0
+    scheduler: DDPMScheduler,
+    sample_method: str = "ddpm",
+    num_inference_steps: int | None = None,
+    eta: float = 0.0,
+    last_timestep: int = 0,
 ) -> list[int]:
     """The decreasing timesteps at which a sampler evaluates the network.
 
     ddpm takes all T. ddim takes evenly spaced ones and dpm ones evenly spaced in lambda (for Gaussian data of standard
     deviation 0.4 and an exact network, 20 dpm steps of the linear schedule end at 0.406; evenly spaced in t, at 0.51),
-    both from the last timestep with alpha-bar >= `MIN_ALPHA_BAR` down to 0.
+    both from the highest timestep with alpha-bar >= `MIN_ALPHA_BAR` down to last_timestep, whose predicted x_0 is the
+    sample.
 
-    num_inference_steps None means T for ddpm, else `DEFAULT_STEPS`. The result is shorter where rounding leaves fewer.
+    num_inference_steps None means T for ddpm, else `DEFAULT_STEPS`. The result is shorter where fewer timesteps exist.
     ValueError for settings that do not fit together; its message begins with the argument's name.
     """
     T = scheduler.num_train_timesteps
@@ -118,24 +123,29 @@ def sampling_timesteps(
     n = min(T, DEFAULT_STEPS.get(sample_method, T)) if num_inference_steps is None else num_inference_steps
     if not 1 <= n <= T:
         raise ValueError(f"num_inference_steps: {n} is not a whole number from 1 to {T}")
+    if last_timestep and (sample_method == "ddpm" or n == 1):
+        raise ValueError("last_timestep: has no effect with ddpm or with a single step")
     if sample_method == "ddpm":
         if n != T:
             raise ValueError(f"num_inference_steps: ddpm takes all {T} steps, not {n}; ddim and dpm take fewer")
         return scheduler.timesteps.tolist()
     start = next((t for t in reversed(range(T)) if scheduler.alpha_bars[t] >= MIN_ALPHA_BAR), 0)
+    if not 0 <= last_timestep <= start:
+        raise ValueError(f"last_timestep: {last_timestep} is not from 0 to {start}, where sampling starts")
     if sample_method == "ddim":
-        return round_distinct(np.linspace(start, 0, n))
-    t = np.arange(start, -1, -1)
+        return round_distinct(np.linspace(start, last_timestep, n))
+    t = np.arange(start, last_timestep - 1, -1)
     lambdas = [half_log_snr(scheduler, int(i)) for i in t]
     return round_distinct(np.interp(np.linspace(lambdas[0], lambdas[-1], n), lambdas, t))
 
 
 def round_distinct(timesteps: np.ndarray) -> list[int]:
-    """Decreasing numbers [n], the last one 0, rounded to distinct integers; all integers where n is too many."""
-    n = min(len(timesteps), round(timesteps[0]) + 1)
+    """Decreasing numbers [n], the last one whole, rounded to distinct integers; all integers where n is too many."""
+    last = round(timesteps[-1])
+    n = min(len(timesteps), round(timesteps[0]) - last + 1)
     rounded = [round(timesteps[0])]
     for k in range(1, n):
-        rounded.append(max(min(round(timesteps[k]), rounded[-1] - 1), n - 1 - k))
+        rounded.append(max(min(round(timesteps[k]), rounded[-1] - 1), last + n - 1 - k))
     return rounded
 
 

@@ -58,6 +58,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     steps = "network evaluations (default: 50 for ddim, 20 for dpm; ddpm takes all T)"
     add("--num_inference_steps", type=int_range(1), metavar="N", help=steps)
     add("--eta", type=float_range(0, 1), default=0.0, help="share of fresh noise in ddim, 0: none, 1: as ddpm")
+    last = "ddim and dpm end with the x_0 that is predicted at timestep N"
+    add("--last_timestep", type=int_range(0), default=0, metavar="N", help=last)
     clip = "clamp each predicted x_0 to [-1, 1], as DDPM's own code does and the lab does not (default: not with a "
     clip += "direct mean)"
     add("--clip_x0", action=argparse.BooleanOptionalAction, help=clip)
@@ -120,7 +122,9 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
     ddpm = load_model(args)
     ddpm.precision = speed.select_precision(args.precision, device)
     try:
-        timesteps = sampling_timesteps(ddpm.var_scheduler, args.sample_method, args.num_inference_steps, args.eta)
+        timesteps = sampling_timesteps(
+            ddpm.var_scheduler, args.sample_method, args.num_inference_steps, args.eta, args.last_timestep
+        )
     except ValueError as error:
         raise UserError(f"argument --{error}") from None
     skips_steps = len(timesteps) < ddpm.var_scheduler.num_train_timesteps
@@ -135,6 +139,7 @@ def sample(args: argparse.Namespace, cleanup: ExitStack) -> None:
         "sample_method": args.sample_method,
         "num_inference_steps": len(timesteps),
         "eta": args.eta if args.sample_method == "ddim" else None,
+        "last_timestep": args.last_timestep or None,
         "cfg_scale": args.cfg_scale if args.use_cfg else None,
         "classes": list(labels) if args.classes else None,
         "clip_x0": args.clip_x0 or None,

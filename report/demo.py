@@ -64,7 +64,7 @@ def main() -> None:
         if not run(TASK2, f"fid/measure_fid.py {DATA}/eval results/demo/samples --dims 192", may_fail=True):
             print("No distance without the Inception weights; everything else is there.")
 
-        cats = "--save_dir results/demo/cats64 --num_samples 16 --sample_method ddim --num_inference_steps 20"
+        cats = "--save_dir results/demo/cats64 --num_samples 16 --sample_method dpm --last_timestep 75"
         run(TASK2, f"sampling.py --ckpt_path ../report/models/cats64.ckpt {cats}")
         run(TASK2, "image_grid.py results/demo/cats64 --out results/demo/cats64.png --per_row 4")
 

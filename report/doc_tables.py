@@ -74,6 +74,7 @@ def results() -> Rows:
             f"tables/cats64_sampling.csv has no {min(missing)} for {best['samples']} samples, as in best.csv"
         )
     real, noise = (float(bounds[name]["distance"]) for name in ("real images", "plain noise"))
+    last = f" to t = {best['last_timestep']}" if "last_timestep" in best else ""
     lab, clipped, preconditioned = map(extremes, zip(*study(), strict=True))
     small, full = (1 / load(name)["results"][0]["table"][-1]["times_plain"] for name in ("speed_cpu", "speed_cpu_full"))
     return [
@@ -88,7 +89,7 @@ def results() -> Rows:
             f"Cats at 64x64, {best['name']}",
             f"{float(best['distance']):.2f}",
             f"{real:.2f} for real cats, {noise:.2f} for noise",
-            f"{best['samples']} samples, {best['num_inference_steps']} {best['sample_method'].upper()} steps; "
+            f"{best['samples']} samples, {best['num_inference_steps']} {best['sample_method'].upper()} steps{last}; "
             f"{int(best['steps']):,} training steps, {int(best['weights']):,} weights, cats only, CPU",
         ],
         [
@@ -128,9 +129,9 @@ def predictors() -> Rows:
 def samplers() -> Rows:
     """FID-768 and KID by sampler and number of network evaluations."""
     clipped = {"True": "yes", "False": "no", "": ""}
-    rows = [["sampler", "NFE", "images", "x_0 clipped", "FID-768", "KID"]]
+    rows = [["sampler", "NFE", "images", "x_0 clipped", "last t", "FID-768", "KID"]]
     for row in read("cats64_sampling"):
-        what = row["sample_method"], row["steps"], row["images"], clipped[row["clip_x0"]]
+        what = row["sample_method"], row["steps"], row["images"], clipped[row["clip_x0"]], row["last_timestep"]
         rows.append([*what, f"{float(row['distance']):.3f}", row["kid"]])
     return rows
 

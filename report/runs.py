@@ -129,13 +129,14 @@ def read_distances(files: Iterable[Path]) -> list[dict[str, Any]]:
 
 def settings_of(folder: Path, count: int) -> dict[str, Any]:
     """The settings that sampling.py left in each of the `count` images of a folder."""
-    settings = []
+    found = []
     for file in list_images(folder):
         with Image.open(file) as image:
-            settings.append(image.info.get(SETTINGS_KEY))
-    if len(settings) != count or len(set(settings)) != 1 or None in settings:
+            settings = json.loads(image.info.get(SETTINGS_KEY, "{}"))
+        found.append({name: value for name, value in settings.items() if value is not None})  # older images lack some
+    if len(found) != count or found[0] == {} or any(settings != found[0] for settings in found):
         raise UserError(f"{folder} does not hold the {count} images of one call of sampling.py")
-    return json.loads(settings[0])
+    return found[0]
 
 
 def best_of(results: Sequence[dict[str, Any]], runs: Iterable[Run]) -> tuple[dict[str, object], Path]:
@@ -164,7 +165,7 @@ def best_of(results: Sequence[dict[str, Any]], runs: Iterable[Run]) -> tuple[dic
 
 
 def _best_row(result: dict[str, Any], settings: dict[str, Any], run: Run, weights: str) -> dict[str, object]:
-    of_sampling = "sample_method", "num_inference_steps", "eta", "cfg_scale", "clip_x0"
+    of_sampling = "sample_method", "num_inference_steps", "eta", "last_timestep", "cfg_scale", "clip_x0"
     of_training = "learning_rate", "patch_size", "ch_mult", "attn", "num_res_blocks", "dropout", "hflip", "ema_decay"
     of_training += "beta_1", "beta_T", "use_cfg", "max_num_images_per_cat"
     row = {

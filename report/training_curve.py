@@ -36,10 +36,11 @@ def find_checkpoints(run: Path, steps: Collection[int] | None = None) -> dict[in
 
 def draw_curve(rows: list[dict[str, str]]) -> plt.Figure:
     """The distance over the training steps."""
-    fig, ax = plt.subplots(figsize=(common.WIDTH / 2, 2.1), layout="constrained")
+    fig, ax = plt.subplots(figsize=(common.WIDTH / 2, 1.8), layout="constrained")
     distances = [float(row["distance"]) for row in rows]
-    ax.plot([int(row["steps"]) for row in rows], distances, "o-k", markersize=3)
-    ax.set(xlabel="training steps", ylabel=f"FID-{DIMS}", xlim=(0, None), ylim=(0, 1.1 * max(distances)))
+    ax.plot([int(row["steps"]) for row in rows], distances, "ok", markersize=3)
+    ax.set(xlabel="training steps", ylabel=f"FID-{DIMS}", xlim=(0, None), yscale="log")
+    common.label_log_axis(ax.yaxis)
     ax.locator_params(axis="x", nbins=4)
     ax.grid()
     return fig

@@ -208,7 +208,7 @@ def test_schedules_are_the_formulas_and_the_drawing_is_the_same_each_time(progra
 
 def test_the_best_distance_comes_with_the_run_behind_its_samples(program, all_runs, tmp_path):
     folders = {predictor: folder_of(all_runs, "quad", predictor) for predictor in ("noise", "x0")}
-    settings = {"noise": ["--seed", 5], "x0": ["--weights", "last", "--sample_method", "dpm"]}
+    settings = {"noise": ["--seed", 5], "x0": ["--weights", "last", "--sample_method", "dpm", "--last_timestep", 2]}
     for predictor, folder in folders.items():
         flags = ["--ckpt_path", folder / "last.ckpt", "--save_dir", predictor, "--num_samples", 3]
         assert program("sampling.py", *flags, *settings[predictor]).returncode == 0
@@ -218,7 +218,13 @@ def test_the_best_distance_comes_with_the_run_behind_its_samples(program, all_ru
     assert run.returncode == 0, run.stderr
     best = {row["key"]: row["value"] for row in read_table(tmp_path / "out/tables/best.csv")}
     expected = {"name": "FID", "distance": "11.2500", "samples": "3", "mode": "quad", "predictor": "x0", "seed": "63"}
-    expected |= {"steps": "150", "sample_method": "dpm", "sample_seed": "0", "averaged_weights": "False"}
+    expected |= {
+        "steps": "150",
+        "sample_method": "dpm",
+        "last_timestep": "2",
+        "sample_seed": "0",
+        "averaged_weights": "False",
+    }
     expected |= {"real_are_synthetic": "False", "learning_rate": "0.001", "ch_mult": "1"}
     assert expected.items() <= best.items()
     sheet = np.asarray(Image.open(tmp_path / "out/figures/best_samples.png").convert("RGB"))

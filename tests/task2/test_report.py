@@ -216,8 +216,16 @@ def test_every_sampler_is_measured_with_each_nfe_and_none_twice(stand_ins, call,
     clipped = [row["clip_x0"] for row in rows(*settings, "--methods", "ddpm", "--no-clip_x0")]
     assert clipped == ["", "", *["True"] * len(expected), "False"]
     assert "--no-clip_x0" in calls(stand_ins, "sampling.py")[-1][1]
+    last = rows(*settings, "--methods", "dpm", "--last_timestep", 9)[-1]
+    assert (last["steps"], last["last_timestep"]) == ("2", "9")  # the chain starts at timestep 10
+    assert (tmp_path / "s/4/dpm-2-to-9.json").exists()
+    assert calls(stand_ins, "sampling.py")[-1][1][-2:] == ["--last_timestep", "9"]
     assert (tmp_path / "t.svg").exists()
 
+    assert "--last_timestep: " in call(sampling_steps, *arguments, "--last_timestep", 9)  # ddpm has none
+    assert "--last_timestep: 40" in call(
+        sampling_steps, *arguments, "--methods", "ddim", "--steps", 5, "--last_timestep", 40
+    )
     assert "t.csv has FID-64" in call(sampling_steps, *arguments, "--dims", 192)
     save_model(tmp_path / "model.ckpt")
     assert "t.csv has FID-64" in call(sampling_steps, *arguments)

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import runs
 from run_inputs import make_run, measured
+from sample_folder import SampleFolder
 
 
 def test_the_longest_and_then_the_newest_run_without_labels_is_taken(tmp_path, capsys):
@@ -63,6 +65,15 @@ def test_the_samples_and_the_run_of_a_distance_must_be_found(program, tmp_path):
     place.rename("moved")
     with pytest.raises(runs.UserError, match="no longer in noise"):
         runs.best_of(distances, found)
+
+
+def test_images_of_older_versions_lack_settings_that_are_not_in_use(tmp_path):
+    image = Image.new("RGB", (8, 8))
+    SampleFolder(tmp_path / "s", {"seed": 0}).save(0, image)
+    newer = SampleFolder(tmp_path / "s", {"seed": 0, "last_timestep": None})
+    assert newer.missing(2) == [1]
+    newer.save(1, image)
+    assert runs.settings_of(tmp_path / "s", 2) == {"seed": 0}
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ SAMPLERS = {
     "ddim": ["--sample_method", "ddim", "--num_inference_steps", 4],
     "ddim_with_noise": ["--sample_method", "ddim", "--num_inference_steps", 4, "--eta", 0.7],
     "dpm": ["--sample_method", "dpm", "--num_inference_steps", 4],
+    "dpm_to_2": ["--sample_method", "dpm", "--num_inference_steps", 4, "--last_timestep", 2],
 }
 OPTIONS = {
     **SAMPLERS,
@@ -212,6 +213,8 @@ def test_the_chains_of_the_first_images_are_a_picture_and_an_animation(sample, t
         (["--sample_method", "dpm", "--num_inference_steps", 13], "--num_inference_steps: 13"),
         (["--sample_method", "ddim", "--eta", 1.5], "--eta: '1.5'"),
         (["--sample_method", "dpm", "--eta", 0.5], "--eta: "),
+        (["--last_timestep", 2], "--last_timestep: has no effect with ddpm"),
+        (["--sample_method", "dpm", "--last_timestep", 12], "--last_timestep: 12"),
         (["--cfg_scale", 3], "--cfg_scale"),
         (["--classes", "cat"], "--classes"),
         (["--use_cfg", "--classes", "cat", "cow"], "--classes: 'cow'"),
